@@ -1,0 +1,1 @@
+"""YAML in, running job out. No science in here."""

@@ -1,0 +1,1 @@
+"""P-SMILES -> chemistry -> 3-D conformations -> quality -> WebDataset shards. Never imports torch."""

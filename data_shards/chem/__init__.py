@@ -1,0 +1,1 @@
+"""Graph chemistry of polymers: P-SMILES, repeat units, chains."""

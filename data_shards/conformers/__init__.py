@@ -1,0 +1,1 @@
+"""Three-dimensional chains: fragment ensembles, the grow engine, quality checks."""

@@ -1,0 +1,1 @@
+"""Adapters, task heads and inverse design on top of a pretrained foundation model."""

@@ -1,0 +1,1 @@
+"""Shards -> batches -> encoders and one objective -> training -> sampling -> evaluation."""

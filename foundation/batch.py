@@ -1,0 +1,171 @@
+"""Packed ragged batches of polymer chains. No padding: offsets say where each chain, unit and atom starts.
+
+Shape letters of the whole project
+    B  chains of the batch                 U  repeat units of all chains together
+    G  atoms of all *unit graphs* together (one unit graph a chain, stars included)
+    N  atoms of all units together (every unit repeats its chain's unit graph, stars included)
+    A  atoms of the largest unit (dense views only)      E  directed bonds of the unit graphs
+    T  torsions of all unit graphs together               C  stereocentres of all unit graphs together
+    L  sequence tokens of all chains together             K  seed conformations
+    D  width of features    H  attention heads    S  solver steps    P  pairs
+
+A unit u of chain b = unit_chain[u] owns the atoms atom_ptr[u] : atom_ptr[u + 1], in the slot order of the chain's unit graph
+graph_ptr[b] : graph_ptr[b + 1]. Slots, and everything named *_slot, count from 0 inside a unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+# Columns of Condition.atom_feat and the number of categories of each (ids outside are clipped by foundation/data/collate.py).
+ATOM_FEATURES: dict[str, int] = {
+    "element": 119,  # atomic number
+    "role": 6,  # 0 side chain, 1 backbone (on the shortest path between the stars), 2 star0, 3 star1, 4 nbr0 or nbr1, 5 nbr0 = nbr1
+    "degree": 8,  # heavy neighbours inside a long chain
+    "hydrogens": 6,
+    "charge": 9,  # formal charge + 4
+    "aromatic": 2,
+    "ring_size": 10,  # 0 none, else smallest ring, 9 = nine or more
+}
+BOND_FEATURES: dict[str, int] = {
+    "order": 5,  # BOND_* code of data_shards.schema
+    "ring": 2,
+    "junction": 2,  # the bond to a star, i.e. between units
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is known of a chain before it has coordinates: graph, length, configuration, sequence."""
+
+    # chains
+    chain_ptr: Tensor  # (B + 1,) int64, offsets into units
+    graph_ptr: Tensor  # (B + 1,) int64, offsets into unit-graph atoms
+    # unit graphs
+    atom_feat: Tensor  # (G, len(ATOM_FEATURES)) int64
+    represents: Tensor  # (G,) int64, unit-graph atom that each atom is a copy of: star0 -> nbr1, star1 -> nbr0, others themselves
+    bond_index: Tensor  # (2, E) int64, unit-graph atoms, both directions
+    bond_feat: Tensor  # (E, len(BOND_FEATURES)) int64
+    key_slot: Tensor  # (B, 4) int64: star0, nbr0, nbr1, star1
+    frame_slot: Tensor  # (B, 3) int64
+    link_slot: Tensor  # (B, 2) int64: a beside nbr1, d beside nbr0
+    # torsions inside a unit: rotating the atoms torsion_moved about the bond b-c changes the dihedral a-b-c-d
+    torsion_ptr: Tensor  # (B + 1,) int64
+    torsion_slot: Tensor  # (T, 4) int64
+    torsion_moved: Tensor  # (T, A) bool, True where the slot turns (it is on the side of c); columns beyond the unit are False
+    # stereocentres
+    stereo_ptr: Tensor  # (B + 1,) int64
+    stereo_slot: Tensor  # (C, 4) int64: centre and three ordered heavy neighbours
+    # sequence
+    token_ptr: Tensor  # (B + 1,) int64
+    token_id: Tensor  # (L,) int64, foundation.encoders.sequence vocabulary
+    # configuration of every unit's atoms: sign of the triple product at a stereocentre, 0 elsewhere
+    handedness: Tensor  # (N,) float32 in {-1, 0, +1}
+    # geometries without conformation, in the unit frame (torsional head); None where the objective does not need them
+    seed_x_unit_ang: Tensor | None  # (B, K, A, 3) float32, padding zero
+    seed_mask: Tensor | None  # (B, K) bool
+
+    @property
+    def num_chains(self) -> int:
+        return len(self.chain_ptr) - 1
+
+    @property
+    def num_units(self) -> Tensor:
+        """(B,) repeat units of each chain."""
+        return self.chain_ptr.diff()
+
+    @property
+    def unit_chain(self) -> Tensor:
+        """(U,) chain of every unit."""
+        return torch.repeat_interleave(torch.arange(self.num_chains, device=self.chain_ptr.device), self.num_units)
+
+    @property
+    def unit_position(self) -> Tensor:
+        """(U,) index of every unit inside its chain, from 0."""
+        chain = self.unit_chain
+        return torch.arange(len(chain), device=chain.device) - self.chain_ptr[chain]
+
+    @property
+    def has_next(self) -> Tensor:
+        """(U,) bool, True where a junction to the next unit exists."""
+        return self.unit_position < (self.num_units - 1)[self.unit_chain]
+
+    @property
+    def atoms_per_unit(self) -> Tensor:
+        """(U,) atoms of every unit, stars included."""
+        return self.graph_ptr.diff()[self.unit_chain]
+
+    @property
+    def atom_ptr(self) -> Tensor:
+        """(U + 1,) offsets of units into the packed atoms."""
+        return torch.cat([self.graph_ptr.new_zeros(1), self.atoms_per_unit.cumsum(0)])
+
+    @property
+    def atom_unit(self) -> Tensor:
+        """(N,) unit of every packed atom."""
+        return torch.repeat_interleave(torch.arange(len(self.unit_chain), device=self.chain_ptr.device), self.atoms_per_unit)
+
+    @property
+    def atom_slot(self) -> Tensor:
+        """(N,) slot of every packed atom inside its unit."""
+        unit = self.atom_unit
+        return torch.arange(len(unit), device=unit.device) - self.atom_ptr[unit]
+
+    @property
+    def max_atoms(self) -> int:
+        """A, atoms of the largest unit."""
+        return self.torsion_moved.shape[1]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class Batch(Condition):
+    """Chains with one conformation each, decomposed into unit frames (x_world = R x_unit + t)."""
+
+    x_unit_ang: Tensor  # (N, 3) float32, unit frame
+    world_from_unit: Tensor  # (U, 3, 3) float32, rotation of every unit
+    origin_world_ang: Tensor  # (U, 3) float64, origin of every unit frame, chain centred
+    link_dihedral_rad: Tensor  # (U,) float32 in (-pi, pi], junction u -> u + 1; 0 where there is none
+    index: Tensor  # (B,) int64, place of the chain in the epoch's order (for errors and reproducible noise)
+
+
+def to_dense(packed: Tensor, ptr: Tensor, width: int) -> Tensor:
+    """Ragged rows as one padded tensor.
+
+    Args:
+        packed: (N, ...) values.
+        ptr: (R + 1,) int64 offsets of the R rows.
+        width: number of columns, at least the longest row.
+
+    Returns:
+        (R, width, ...) with zeros (False for bool) in the padding.
+    """
+    row, column = ragged_coordinates(ptr)
+    dense = packed.new_zeros((len(ptr) - 1, width, *packed.shape[1:]))
+    dense[row, column] = packed
+    return dense
+
+
+def to_packed(dense: Tensor, ptr: Tensor) -> Tensor:
+    """Inverse of to_dense: (R, width, ...) -> (N, ...)."""
+    row, column = ragged_coordinates(ptr)
+    return dense[row, column]
+
+
+def ragged_coordinates(ptr: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) row and (N,) column of every packed entry of rows that start at ptr (R + 1,)."""
+    row = torch.repeat_interleave(torch.arange(len(ptr) - 1, device=ptr.device), ptr.diff())
+    return row, torch.arange(len(row), device=ptr.device) - ptr[row]
+
+
+def dense_mask(ptr: Tensor, width: int) -> Tensor:
+    """(R, width) bool, True where row r has a column."""
+    return torch.arange(width, device=ptr.device)[None] < ptr.diff()[:, None]

@@ -1,0 +1,1 @@
+"""Shards to packed batches, in an order that is pure arithmetic."""

@@ -1,0 +1,20 @@
+"""Errors of the foundation room: the family of data_shards.errors plus the ones that only models and checkpoints can raise."""
+
+from __future__ import annotations
+
+from data_shards.errors import InputError, PolymerError, ShardError
+
+
+class ConfigError(InputError):
+    """An unknown key, a value out of bounds or two fields that contradict each other."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, torn, uncommitted or of another model."""
+
+
+class ShapeError(InputError):
+    """Tensors whose leading dimensions disagree."""
+
+
+__all__ = ["CheckpointError", "ConfigError", "InputError", "PolymerError", "ShapeError", "ShardError"]

@@ -1,0 +1,1 @@
+"""Metrics with intervals, failures counted, baselines beside them."""

@@ -1,0 +1,1 @@
+"""The objectives. Adding one is a folder and a line in OBJECTIVES."""

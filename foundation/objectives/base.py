@@ -1,0 +1,86 @@
+"""The contract between an objective and the rest of the platform. Nothing here knows polyconfm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from foundation.batch import Batch, Condition
+
+
+@dataclass(frozen=True)
+class LossOut:
+    """Result of one forward pass.
+
+    Attributes:
+        loss: () differentiable scalar, mean over chains.
+        terms: detached () scalars by name, logged as ``train/<name>``; a term that does not apply to this batch is absent.
+        loss_per_chain: (B,) detached.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    loss_per_chain: Tensor
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One conformation that could not be made; it stays in the denominator of every metric."""
+
+    chain: int  # index into the B x num chains of Samples
+    reason: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated heavy-atom chains, order of atoms as in data_shards.schema.
+
+    Attributes:
+        x_ang: (sum of H, 3) float64, world frame, every chain centred; NaN for a failed chain.
+        chain_ptr: (B * num + 1,) int64 offsets; chain b, conformation k is row b * num + k.
+        failures: one entry for each chain that failed.
+        x_unit_ang, link_dihedral_rad: the unit shapes (N, 3) and junction angles (U,) that the chains were assembled from, in the
+            packed layout of the condition repeated num times chain by chain; None where the objective has no units.
+        info: numbers worth recording (network calls, clashes resolved, ...).
+    """
+
+    x_ang: Tensor
+    chain_ptr: Tensor
+    failures: list[Failure]
+    x_unit_ang: Tensor | None = None
+    link_dihedral_rad: Tensor | None = None
+    info: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What finetune/ reads: (U, D) per unit and (B, D) per chain."""
+
+    unit: Tensor
+    chain: Tensor
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an objective can do, so that commands can refuse in one sentence instead of failing inside."""
+
+    likelihood: bool = False
+    needs_bonds: bool = True
+    unit_level: bool = True
+    needs_seed_conformers: bool = False
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """An nn.Module with these methods. ``forward`` is ``loss`` so that distributed engines can wrap the module."""
+
+    capabilities: Capabilities
+
+    def loss(self, batch: Batch, rng: torch.Generator) -> LossOut: ...
+
+    def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples: ...
+
+    def embed(self, batch: Batch) -> Embeddings: ...

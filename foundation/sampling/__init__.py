@@ -1,0 +1,1 @@
+"""From a checkpoint and P-SMILES to structure files."""

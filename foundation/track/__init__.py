@@ -1,0 +1,1 @@
+"""Metrics: JSONL always, W&B as a mirror."""
