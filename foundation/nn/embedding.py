@@ -1,0 +1,34 @@
+"""Scalars as features: Fourier features of a noise level, Gaussian radial basis of a distance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FourierFeatures(nn.Module):
+    """(...,) -> (..., D): sines and cosines of fixed geometric frequencies, then a small perceptron."""
+
+    def __init__(self, width: int, num_frequencies: int = 16) -> None:
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequency = math.pi * 2.0 ** torch.linspace(-2, 5, self.num_frequencies, device=x.device)
+        angle = x.float()[..., None] * frequency
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], -1))
+
+
+class RadialBasis(nn.Module):
+    """(...,) distances in angstrom -> (..., num) Gaussians evenly spaced on [0, reach]."""
+
+    def __init__(self, num: int = 24, reach_ang: float = 12.0) -> None:
+        super().__init__()
+        self.num, self.reach_ang = num, reach_ang
+
+    def forward(self, distance_ang: Tensor) -> Tensor:
+        centre = torch.linspace(0, self.reach_ang, self.num, device=distance_ang.device)
+        return torch.exp(-((distance_ang.float()[..., None] - centre) * (self.num / self.reach_ang)).square())

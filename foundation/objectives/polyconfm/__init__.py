@@ -1,0 +1,1 @@
+"""PolyConFM: masked autoregression over repeat units, a local conformation head and an orientation head."""

@@ -1,0 +1,80 @@
+"""Configuration of PolyConFM. Presets give the sizes; every field can be overridden as ``objective.<field>=value``."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class PolyConFMConfig(BaseModel):
+    """One objective: encoders, masked-autoregressive trunk, one local head, one orientation head."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["polyconfm"] = "polyconfm"
+    width: int = Field(96, ge=32, description="channels of every token; a quarter of them is odd under reflection")
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    sequence_layers: int = Field(2, ge=1, description="layers of the 1-D P-SMILES transformer")
+    graph_layers: int = Field(3, ge=1, description="layers of the 2-D GINE")
+    unit_layers: int = Field(2, ge=1, description="layers of the 3-D unit encoder")
+    trunk_layers: int = Field(2, ge=1, description="layers of the trunk's encoder, and of its decoder")
+    local_layers: int = Field(3, ge=1, description="layers of the local conformation head")
+    orientation_layers: int = Field(3, ge=1, description="layers of the orientation head")
+    num_registers: int = Field(8, ge=1, description="tokens a chain that carry the class condition and scratch space")
+    local_head: Literal["torsional", "cartesian"] = Field("torsional", description="how unit shapes are generated")
+    orientation_head: Literal["torsion", "so3"] = Field("torsion", description="how units are put together")
+    phase: Literal["joint", "local", "orientation"] = Field(
+        "joint", description="joint: both heads at once; local, then orientation with --init-from: in sequence, trunk frozen in the second"
+    )
+    orientation_stop_gradient: bool = Field(True, description="joint phase: the orientation loss does not train the trunk")
+    orientation_weight: float = Field(1.0, ge=0, description="weight of the orientation loss in the joint phase")
+    label_dropout: float = Field(0.1, ge=0, le=1, description="probability that a chain's class condition is replaced by the null class")
+    full_mask_fraction: float = Field(0.1, ge=0, le=1, description="fraction of chains trained with every unit masked")
+    low_mask_fraction: float = Field(0.2, ge=0, le=1, description="fraction of chains trained with 15 to 50 % of units masked")
+    torsion_sigma_min_rad: float = Field(0.0314, gt=0, description="smallest noise on angles, rad")
+    torsion_sigma_max_rad: float = Field(3.14159, gt=0, description="largest noise on angles, rad; the prior is uniform")
+    bond_weight: float = Field(1.0, ge=0, description="cartesian head: weight of the squared bond and 1-3 distance error, 1 / angstrom^2")
+    ar_steps: int = Field(8, ge=1, description="autoregressive steps at sampling")
+    local_steps: int = Field(20, ge=1, description="solver steps of the local head")
+    orientation_steps: int = Field(30, ge=1, description="solver steps of the orientation head")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale of the local head; 1 = off")
+    project_shared_bond: bool = Field(True, description="so3 head: move rotations to the nearest that satisfy both overlaps")
+    clash_rounds: int = Field(60, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
+    clash_proposals: int = Field(6, ge=1, description="proposals a chain and round")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.width % (8 * self.num_heads):
+            raise ValueError(f"width {self.width} must be a multiple of 8 x num_heads = {8 * self.num_heads}")
+        if self.torsion_sigma_min_rad >= self.torsion_sigma_max_rad:
+            raise ValueError(f"torsion_sigma_min_rad {self.torsion_sigma_min_rad} must be below torsion_sigma_max_rad")
+        if self.full_mask_fraction + self.low_mask_fraction > 1:
+            raise ValueError("full_mask_fraction + low_mask_fraction must be at most 1")
+        return self
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """About 1 M parameters: demo and tests."""
+        return cls()
+
+    @classmethod
+    def small(cls) -> Self:
+        """About 10 M parameters."""
+        return cls(
+            width=256, num_heads=8, sequence_layers=3, graph_layers=4, unit_layers=4, trunk_layers=3, local_layers=4, orientation_layers=4
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """About 150 M parameters, the size of the paper."""
+        return cls(
+            width=768, num_heads=12, sequence_layers=6, graph_layers=5, unit_layers=8, trunk_layers=6, local_layers=6, orientation_layers=6
+        )
+
+    @classmethod
+    def large(cls) -> Self:
+        """About 400 M parameters."""
+        return cls(
+            width=1024, num_heads=16, sequence_layers=8, graph_layers=6, unit_layers=12, trunk_layers=10, local_layers=10, orientation_layers=10
+        )

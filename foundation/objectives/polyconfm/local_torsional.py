@@ -1,0 +1,102 @@
+"""Local head on the torus: torsions of a unit by score matching; bond lengths, angles and rings come from seed geometries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foundation.encoders.unit import UnitGeometry
+from foundation.geometry import torus
+from foundation.geometry.torsions import rotate_torsions, torsion_angles
+from foundation.geometry.vectors import take_slots
+from foundation.nn.embedding import FourierFeatures
+from foundation.nn.parity import Block, Graded, GradedLinear, GradedMLP, GradedNorm, Width, cat
+from foundation.objectives.polyconfm.config import PolyConFMConfig
+from foundation.objectives.polyconfm.view import UnitView
+
+
+class TorsionalHead(nn.Module):
+    """Score network on the torus of a unit's rotatable bonds, odd under reflection by construction.
+
+    Source: Jing et al., Torsional diffusion, arXiv 2206.01729, sections 3.1 to 3.4; as the local head of PolyConFM, arXiv 2510.16023.
+    Differs: a parity-graded transformer in the unit frame instead of tensor products, any element, fresh noise for every unit, all units of
+    a step in one batch, exact scores.
+    """
+
+    def __init__(self, config: PolyConFMConfig, width: Width) -> None:
+        super().__init__()
+        self.sigma_min, self.sigma_max, self.num_steps = config.torsion_sigma_min_rad, config.torsion_sigma_max_rad, config.local_steps
+        self.geometry = UnitGeometry(width, width.even, config.num_heads)
+        self.noise = FourierFeatures(width.even)
+        self.condition = GradedLinear(width, width)
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.local_layers))
+        self.norm = GradedNorm(width)
+        self.readout = GradedMLP(Width(4 * width.even + 1, 4 * width.odd + 1), width, expand=1)
+        self.out = nn.Linear(width.odd, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x_ang: Tensor, sigma_rad: Tensor, view: UnitView, z: Graded) -> Tensor:
+        """Score / sqrt(E score^2).
+
+        Args:
+            x_ang: (M, A, 3) noisy units in their frames.
+            sigma_rad: (M,).
+            z: (M, .) condition of each unit.
+
+        Returns:
+            (M, T), zero in the padding.
+        """
+        h, bias = self.geometry(x_ang, view.handedness, view.atoms, view.classes, view.mask)
+        level = self.noise((sigma_rad / self.sigma_min).log() / torch.log(torch.tensor(self.sigma_max / self.sigma_min)))
+        given = self.condition(z)
+        given = Graded(given.even + level, given.odd)[:, None]
+        for block in self.blocks:
+            h = block(h, bias, condition=given)
+        h = self.norm(h)
+        shape = view.torsion_slot.shape
+        four = [Graded(*(take_slots(part, view.torsion_slot[..., k].reshape(shape[0], -1)) for part in h)) for k in range(4)]
+        angle = torsion_angles(x_ang, view.torsion_slot, view.torsion_mask)[..., None]
+        score = self.out(self.readout(cat(*four, Graded(angle.cos(), angle.sin()))).odd)[..., 0]
+        return score.float() * view.torsion_mask
+
+    def loss(self, x_ang: Tensor, view: UnitView, z: Graded, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Denoising score matching, 1 for a zero predictor.
+
+        Args:
+            x_ang: (M, A, 3) true units in their frames.
+
+        Returns:
+            (M,) sum over torsions of the squared error / E score^2, and (M,) number of torsions.
+        """
+        t = torch.rand(len(x_ang), generator=rng, device=x_ang.device)
+        sigma = torus.sigma_at(t, self.sigma_min, self.sigma_max)
+        tau = torus.sample(view.torsion_mask.shape, sigma[:, None], rng)
+        noisy = rotate_torsions(x_ang, view.torsion_slot, view.torsion_moved, view.torsion_mask, tau)
+        target = torus.score(tau, sigma[:, None]) * torus.score_norm_sq(sigma)[:, None].rsqrt()
+        error = (self(view.reframe(noisy), sigma, view, z) - target).square() * view.torsion_mask
+        return error.sum(1), view.torsion_mask.sum(1).to(error.dtype)
+
+    def sample(self, seed_x_ang: Tensor, view: UnitView, z: Graded, rng: torch.Generator, null: Graded | None, guidance: float) -> Tensor:
+        """Units from seed geometries: random torsions, then the reverse process.
+
+        Args:
+            seed_x_ang: (M, A, 3) geometries with the wanted handedness.
+            z: (M, .); null: (M, .) condition without class, needed when guidance is not 1.
+
+        Returns:
+            (M, A, 3) in the unit frame.
+        """
+        turn = torus.uniform(view.torsion_mask.shape, rng, seed_x_ang.device)
+        x = view.reframe(rotate_torsions(seed_x_ang, view.torsion_slot, view.torsion_moved, view.torsion_mask, turn))
+        grid = torus.sigma_at(torch.linspace(1, 0, self.num_steps, device=x.device), self.sigma_min, self.sigma_max)
+        grid = torch.cat([grid, grid.new_zeros(1)])
+        for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
+            level = sigma.expand(len(x))
+            score = self(x, level, view, z)
+            if null is not None:
+                free = self(x, level, view, null)
+                score = free + guidance * (score - free)
+            score = score * torus.score_norm_sq(sigma).sqrt()
+            turn = torus.reverse_sde_step(torch.zeros_like(score), score, sigma, sigma_next, rng)
+            x = view.reframe(rotate_torsions(x, view.torsion_slot, view.torsion_moved, view.torsion_mask, turn))
+        return x

@@ -1,0 +1,97 @@
+"""Orientation head on rotations: SO(3) diffusion of every unit's frame, translations derived from the overlap at every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foundation.batch import Condition, dense_mask, ragged_coordinates
+from foundation.geometry import igso3
+from foundation.geometry.assembly import overlap_translations, project_rotations
+from foundation.geometry.igso3 import SO3Schedule
+from foundation.nn.embedding import FourierFeatures, RadialBasis
+from foundation.nn.parity import Block, Graded, GradedLinear, GradedMLP, GradedNorm, Width, cat, key_bias
+from foundation.objectives.polyconfm.config import PolyConFMConfig
+
+EVEN_ENTRIES = (0, 1, 3, 4, 8)  # of a 3 x 3 matrix, row by row: those that a reflection of both frames leaves
+ODD_ENTRIES = (2, 5, 6, 7)
+LENGTH_SCALE_ANG = 10.0
+
+
+class SO3Head(nn.Module):
+    """Body-frame score of unit rotations. Inputs are relative rotations and positions, so a global rotation changes nothing.
+
+    Source: Yim et al., FrameDiff, arXiv 2302.02277, section 3.2, as used by PolyConFM, arXiv 2510.16023. Differs: uniform prior, exact
+    score, translations from the overlap in training and sampling alike, boolean masks, any batch size, optional projection onto the
+    shared bond; a pair-bias transformer on relative frames takes the place of IPA.
+    """
+
+    def __init__(self, config: PolyConFMConfig, width: Width) -> None:
+        super().__init__()
+        self.schedule = SO3Schedule()
+        self.num_steps, self.project = config.orientation_steps, config.project_shared_bond
+        self.join = GradedMLP(Width(3 * width.even + 14, 3 * width.odd + 10), width, expand=2)
+        self.noise = FourierFeatures(width.even)
+        self.radial = RadialBasis(num=16, reach_ang=48.0)
+        self.pair = nn.Linear(16, config.num_heads)
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
+        self.norm = GradedNorm(width)
+        self.out = GradedLinear(width, Width(1, 2), zero=True)
+
+    def forward(self, rot: Tensor, t: Tensor, x_unit_ang: Tensor, context: Graded, condition: Condition) -> Tensor:
+        """Body-frame score divided by its typical size.
+
+        Args:
+            rot: (U, 3, 3) noisy world_from_unit.
+            t: (B,) one time a chain.
+            x_unit_ang: (U, A, 3) unit shapes.
+            context: (U, .).
+
+        Returns:
+            (U, 3).
+        """
+        start = condition.unit_position == 0
+        joined = condition.has_next
+        index = torch.arange(len(start), device=rot.device)
+        before, after = torch.where(start, index, index - 1), torch.where(joined, index + 1, index)
+        origin = overlap_translations(rot, x_unit_ang, condition.key_slot[condition.unit_chain], start).float()
+        inverse = rot.transpose(1, 2)
+        relative = [(inverse @ rot[k]).flatten(1) * mask[:, None] for k, mask in ((before, ~start), (after, joined))]
+        shift = [(inverse @ (origin[k] - origin)[..., None])[..., 0] / LENGTH_SCALE_ANG for k in (before, after)]
+        even = torch.cat([m[:, EVEN_ENTRIES] for m in relative] + [s[:, :2] for s in shift], -1)  # (U, 14)
+        odd = torch.cat([m[:, ODD_ENTRIES] for m in relative] + [s[:, 2:] for s in shift], -1)  # (U, 10)
+        tokens = self.join(cat(context, context[before].masked(~start), context[after].masked(joined), Graded(even, odd)))
+        row, column = ragged_coordinates(condition.chain_ptr)
+        width = int(condition.num_units.max())
+        h = Graded(*(x.new_zeros(condition.num_chains, width, x.shape[-1]).index_put((row, column), x) for x in tokens))
+        place = origin.new_zeros(condition.num_chains, width, 3).index_put((row, column), origin)
+        bias = self.pair(self.radial(torch.cdist(place, place))).permute(0, 3, 1, 2) + key_bias(dense_mask(condition.chain_ptr, width))
+        position = torch.arange(width, device=rot.device)[None].expand(condition.num_chains, -1)
+        given = Graded(self.noise(t)[:, None], h.odd.new_zeros(len(t), 1, h.odd.shape[-1]))
+        for block in self.blocks:
+            h = block(h, bias, position, given)
+        out = self.out(self.norm(h)[row, column])
+        return torch.cat([out.odd, out.even], -1).float()  # rotation about z is even, about x and y odd
+
+    def loss(self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+        """(B,) squared score error over its typical size, mean over units; 1 for a zero predictor."""
+        t = 0.01 + 0.99 * torch.rand(batch.num_chains, generator=rng, device=world_from_unit.device)
+        sigma = self.schedule.sigma(t)[batch.unit_chain]
+        noisy, score = igso3.perturb(world_from_unit, sigma, rng)
+        target = score / igso3.score_norm(sigma)[:, None]
+        error = (self(noisy, t, x_unit_ang, context, batch) - target).square().mean(-1)
+        total = error.new_zeros(batch.num_chains).index_add(0, batch.unit_chain, error)
+        return total / batch.num_units
+
+    def sample(self, condition: Condition, x_unit_ang: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+        """(U, 3, 3) float64 rotations: uniform prior, ancestral steps, then the shared bonds made exact if the configuration says so."""
+        rot = igso3.uniform((len(condition.unit_chain),), rng, context.even.device)
+        times = torch.linspace(1, 0.01, self.num_steps, device=rot.device)
+        sigma = torch.cat([self.schedule.sigma(times), times.new_zeros(1)])
+        for k, t in enumerate(times):
+            level = sigma[k].expand(len(rot))
+            score = self(rot, t.expand(condition.num_chains), x_unit_ang, context, condition) * igso3.score_norm(level)[:, None]
+            rot = igso3.reverse_sde_step(rot, score, level, sigma[k + 1].expand(len(rot)), rng)
+        if not self.project:
+            return rot.double()
+        return project_rotations(rot, x_unit_ang, condition.key_slot[condition.unit_chain], condition.unit_position == 0)

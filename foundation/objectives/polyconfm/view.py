@@ -1,0 +1,78 @@
+"""A set of repeat units as the dense tensors that the local heads work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foundation.batch import Condition, dense_mask, to_dense
+from foundation.encoders.unit import dense_atoms, pair_classes
+from foundation.geometry.frames import gram_schmidt, local_coordinates
+from foundation.geometry.vectors import take_slots
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """Unit graphs of a condition, dense and once per chain.
+
+    Attributes:
+        atoms: (B, A, D) features of the 2-D encoder.
+        classes: (B, A, A) pair classes.
+        mask: (B, A).
+        torsion_slot: (B, T, 4); torsion_moved: (B, T, A); torsion_mask: (B, T), T of the largest unit, at least 1.
+    """
+
+    atoms: Tensor
+    classes: Tensor
+    mask: Tensor
+    torsion_slot: Tensor
+    torsion_moved: Tensor
+    torsion_mask: Tensor
+
+    @staticmethod
+    def of(condition: Condition, atom_feature: Tensor) -> GraphView:
+        """Dense view of every unit graph; atom_feature (G, D)."""
+        num_torsions = max(int(condition.torsion_ptr.diff().max()), 1)
+        return GraphView(
+            atoms=dense_atoms(condition, atom_feature),
+            classes=pair_classes(condition),
+            mask=dense_mask(condition.graph_ptr, condition.max_atoms),
+            torsion_slot=to_dense(condition.torsion_slot, condition.torsion_ptr, num_torsions),
+            torsion_moved=to_dense(condition.torsion_moved, condition.torsion_ptr, num_torsions),
+            torsion_mask=dense_mask(condition.torsion_ptr, num_torsions),
+        )
+
+
+@dataclass(frozen=True)
+class UnitView:
+    """M chosen units: graph of each, configuration, slots.
+
+    Attributes:
+        atoms (M, A, D), classes (M, A, A), mask (M, A), torsion_* as GraphView with M rows, handedness (M, A),
+        key_slot (M, 4), frame_slot (M, 3).
+    """
+
+    atoms: Tensor
+    classes: Tensor
+    mask: Tensor
+    torsion_slot: Tensor
+    torsion_moved: Tensor
+    torsion_mask: Tensor
+    handedness: Tensor
+    key_slot: Tensor
+    frame_slot: Tensor
+
+    @staticmethod
+    def of(condition: Condition, graphs: GraphView, chosen: Tensor) -> UnitView:
+        """chosen: (U,) bool."""
+        chain = condition.unit_chain[chosen]
+        handedness = to_dense(condition.handedness, condition.atom_ptr, condition.max_atoms)[chosen]
+        parts = (graphs.atoms, graphs.classes, graphs.mask, graphs.torsion_slot, graphs.torsion_moved, graphs.torsion_mask)
+        return UnitView(*(part[chain] for part in parts), handedness, condition.key_slot[chain], condition.frame_slot[chain])
+
+    def reframe(self, x_ang: Tensor) -> Tensor:
+        """(M, A, 3) coordinates in any pose -> in the frame of each unit, padding zero."""
+        frame = gram_schmidt(*take_slots(x_ang.double(), self.frame_slot).unbind(1))
+        return torch.where(self.mask[..., None], local_coordinates(frame, x_ang.double()), 0.0).to(torch.float32)
