@@ -169,3 +169,52 @@ def ragged_coordinates(ptr: Tensor) -> tuple[Tensor, Tensor]:
 def dense_mask(ptr: Tensor, width: int) -> Tensor:
     """(R, width) bool, True where row r has a column."""
     return torch.arange(width, device=ptr.device)[None] < ptr.diff()[:, None]
+
+
+def select_chains(condition: Condition, chain: Tensor) -> Condition:
+    """Chains chosen by index, repeats allowed: (R,) int64 -> a Condition of R chains."""
+    graph, graph_ptr = _ragged_take(condition.graph_ptr, chain)
+    torsion, torsion_ptr = _ragged_take(condition.torsion_ptr, chain)
+    stereo, stereo_ptr = _ragged_take(condition.stereo_ptr, chain)
+    token, token_ptr = _ragged_take(condition.token_ptr, chain)
+    unit, chain_ptr = _ragged_take(condition.chain_ptr, chain)
+    atom, _ = _ragged_take(condition.atom_ptr, unit)
+    # bonds have no offsets of their own: they lie in the unit graph of their first atom, in order
+    owner = torch.searchsorted(condition.graph_ptr, condition.bond_index[0], right=True) - 1
+    by_chain = torch.argsort(owner, stable=True)
+    counts = torch.bincount(owner, minlength=condition.num_chains)
+    bond, bond_ptr = _ragged_take(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), chain)
+    bond = by_chain[bond]
+    shift = graph_ptr[:-1] - condition.graph_ptr[chain]  # how far the atoms of each chosen chain moved
+    bond_shift = torch.repeat_interleave(shift, bond_ptr.diff())
+    graph_shift = torch.repeat_interleave(shift, graph_ptr.diff())
+    seeds = condition.seed_x_unit_ang, condition.seed_mask
+    return Condition(
+        chain_ptr=chain_ptr,
+        graph_ptr=graph_ptr,
+        atom_feat=condition.atom_feat[graph],
+        represents=condition.represents[graph] + graph_shift,
+        bond_index=condition.bond_index[:, bond] + bond_shift,
+        bond_feat=condition.bond_feat[bond],
+        key_slot=condition.key_slot[chain],
+        frame_slot=condition.frame_slot[chain],
+        link_slot=condition.link_slot[chain],
+        torsion_ptr=torsion_ptr,
+        torsion_slot=condition.torsion_slot[torsion],
+        torsion_moved=condition.torsion_moved[torsion],
+        stereo_ptr=stereo_ptr,
+        stereo_slot=condition.stereo_slot[stereo],
+        token_ptr=token_ptr,
+        token_id=condition.token_id[token],
+        handedness=condition.handedness[atom],
+        seed_x_unit_ang=None if seeds[0] is None else seeds[0][chain],
+        seed_mask=None if seeds[1] is None else seeds[1][chain],
+    )
+
+
+def _ragged_take(ptr: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of the chosen rows of a ragged array, and the offsets of the result."""
+    counts = ptr.diff()[row]
+    out = torch.cat([ptr.new_zeros(1), counts.cumsum(0)])
+    which, column = ragged_coordinates(out)
+    return ptr[row][which] + column, out

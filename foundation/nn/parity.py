@@ -111,6 +111,20 @@ class GradedMLP(nn.Module):
         return Graded(self.even_out(even), self.odd_out(left * F.silu(self.gate(x.even))))
 
 
+class OddReadout(nn.Module):
+    """One pseudoscalar from graded features: (..., 1), zero at the start of training."""
+
+    def __init__(self, source: Width, hidden: int) -> None:
+        super().__init__()
+        self.odd_in = nn.Linear(source.odd, hidden, bias=False)
+        self.gate = nn.Linear(source.even, hidden)
+        self.out = nn.Linear(hidden, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Graded) -> Tensor:
+        return self.out(self.odd_in(x.odd) * F.silu(self.gate(x.even)))
+
+
 def rotary(x: Tensor, position: Tensor) -> Tensor:
     """Rotate channel pairs of queries or keys by angles proportional to the position.
 
@@ -160,7 +174,8 @@ class GradedAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; with a condition its norms are modulated and its branches gated (adaLN-Zero).
 
-    Source: Peebles and Xie, DiT, arXiv 2212.09748, section 3.2. Differs: graded; the odd half is scaled by even and shifted by odd features.
+    Source: Peebles and Xie, DiT, arXiv 2212.09748, section 3.2. Differs: graded; odd features are scaled by even ones and
+    shifted by odd ones.
     """
 
     def __init__(self, width: Width, num_heads: int, condition: Width | None = None) -> None:
@@ -207,7 +222,9 @@ class Learned(nn.Module):
 
 
 def key_bias(mask: Tensor) -> Tensor:
-    """(R, L) bool, True = real -> (R, 1, 1, L) additive bias, -inf on padded keys. Rows without any key attend to everything (their
-    output is never read) so that no NaN arises."""
+    """(R, L) bool, True = real -> (R, 1, 1, L) additive bias, -inf on padded keys.
+
+    Rows without any key attend to everything, so that no NaN arises; their output is never read.
+    """
     safe = mask | ~mask.any(-1, keepdim=True)
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~safe, float("-inf"))[:, None, None]

@@ -15,12 +15,12 @@ class PolyConFMConfig(BaseModel):
     name: Literal["polyconfm"] = "polyconfm"
     width: int = Field(96, ge=32, description="channels of every token; a quarter of them is odd under reflection")
     num_heads: int = Field(4, ge=1, description="attention heads")
-    sequence_layers: int = Field(2, ge=1, description="layers of the 1-D P-SMILES transformer")
+    sequence_layers: int = Field(1, ge=1, description="layers of the 1-D P-SMILES transformer")
     graph_layers: int = Field(3, ge=1, description="layers of the 2-D GINE")
     unit_layers: int = Field(2, ge=1, description="layers of the 3-D unit encoder")
     trunk_layers: int = Field(2, ge=1, description="layers of the trunk's encoder, and of its decoder")
-    local_layers: int = Field(3, ge=1, description="layers of the local conformation head")
-    orientation_layers: int = Field(3, ge=1, description="layers of the orientation head")
+    local_layers: int = Field(2, ge=1, description="layers of the local conformation head")
+    orientation_layers: int = Field(2, ge=1, description="layers of the orientation head")
     num_registers: int = Field(8, ge=1, description="tokens a chain that carry the class condition and scratch space")
     local_head: Literal["torsional", "cartesian"] = Field("torsional", description="how unit shapes are generated")
     orientation_head: Literal["torsion", "so3"] = Field("torsion", description="how units are put together")
@@ -62,19 +62,26 @@ class PolyConFMConfig(BaseModel):
     def small(cls) -> Self:
         """About 10 M parameters."""
         return cls(
-            width=256, num_heads=8, sequence_layers=3, graph_layers=4, unit_layers=4, trunk_layers=3, local_layers=4, orientation_layers=4
+            width=192, num_heads=8, sequence_layers=3, graph_layers=4, unit_layers=4, trunk_layers=3, local_layers=4, orientation_layers=4
         )
 
     @classmethod
     def base(cls) -> Self:
         """About 150 M parameters, the size of the paper."""
         return cls(
-            width=768, num_heads=12, sequence_layers=6, graph_layers=5, unit_layers=8, trunk_layers=6, local_layers=6, orientation_layers=6
+            width=576, num_heads=12, sequence_layers=6, graph_layers=5, unit_layers=8, trunk_layers=6, local_layers=6, orientation_layers=6
         )
 
     @classmethod
     def large(cls) -> Self:
         """About 400 M parameters."""
         return cls(
-            width=1024, num_heads=16, sequence_layers=8, graph_layers=6, unit_layers=12, trunk_layers=10, local_layers=10, orientation_layers=10
+            width=896,
+            num_heads=14,
+            sequence_layers=8,
+            graph_layers=6,
+            unit_layers=12,
+            trunk_layers=10,
+            local_layers=10,
+            orientation_layers=10,
         )

@@ -61,7 +61,9 @@ class CartesianHead(nn.Module):
             loss = loss + self.bond_weight * t.square() * weight.clamp(max=25.0) * gap.sum((1, 2)) / 2
         return loss, view.mask.sum(1).to(loss.dtype)
 
-    def sample(self, seed_x_ang: Tensor | None, view: UnitView, z: Graded, rng: torch.Generator, null: Graded | None, guidance: float) -> Tensor:
+    def sample(
+        self, seed_x_ang: Tensor | None, view: UnitView, z: Graded, rng: torch.Generator, null: Graded | None, guidance: float
+    ) -> Tensor:
         """(M, A, 3) units in their frames by Euler steps of dx/dt = (x1_hat - x) / (1 - t), finer near the data; seeds are not used."""
         shape = (*view.mask.shape, 3)
         x = torch.randn(shape, generator=rng, device=view.mask.device) * COORDINATE_SCALE_ANG * view.mask[..., None]

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from foundation.encoders.unit import UnitGeometry
 from foundation.geometry import torus
 from foundation.geometry.torsions import rotate_torsions, torsion_angles
-from foundation.geometry.vectors import take_slots
 from foundation.nn.embedding import FourierFeatures
-from foundation.nn.parity import Block, Graded, GradedLinear, GradedMLP, GradedNorm, Width, cat
+from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, OddReadout, Width, cat
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.view import UnitView
 
@@ -31,9 +30,7 @@ class TorsionalHead(nn.Module):
         self.condition = GradedLinear(width, width)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.local_layers))
         self.norm = GradedNorm(width)
-        self.readout = GradedMLP(Width(4 * width.even + 1, 4 * width.odd + 1), width, expand=1)
-        self.out = nn.Linear(width.odd, 1, bias=False)
-        nn.init.zeros_(self.out.weight)
+        self.readout = OddReadout(Width(4 * width.even + 1, 4 * width.odd + 1), config.width)
 
     def forward(self, x_ang: Tensor, sigma_rad: Tensor, view: UnitView, z: Graded) -> Tensor:
         """Score / sqrt(E score^2).
@@ -53,10 +50,10 @@ class TorsionalHead(nn.Module):
         for block in self.blocks:
             h = block(h, bias, condition=given)
         h = self.norm(h)
-        shape = view.torsion_slot.shape
-        four = [Graded(*(take_slots(part, view.torsion_slot[..., k].reshape(shape[0], -1)) for part in h)) for k in range(4)]
+        row = torch.arange(len(x_ang), device=x_ang.device)[:, None]
+        four = [h[row, view.torsion_slot[..., k]] for k in range(4)]  # (M, T, .) each
         angle = torsion_angles(x_ang, view.torsion_slot, view.torsion_mask)[..., None]
-        score = self.out(self.readout(cat(*four, Graded(angle.cos(), angle.sin()))).odd)[..., 0]
+        score = self.readout(cat(*four, Graded(angle.cos(), angle.sin())))[..., 0]
         return score.float() * view.torsion_mask
 
     def loss(self, x_ang: Tensor, view: UnitView, z: Graded, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,9 @@ class SO3Head(nn.Module):
         out = self.out(self.norm(h)[row, column])
         return torch.cat([out.odd, out.even], -1).float()  # rotation about z is even, about x and y odd
 
-    def loss(self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+    def loss(
+        self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator
+    ) -> Tensor:
         """(B,) squared score error over its typical size, mean over units; 1 for a zero predictor."""
         t = 0.01 + 0.99 * torch.rand(batch.num_chains, generator=rng, device=world_from_unit.device)
         sigma = self.schedule.sigma(t)[batch.unit_chain]

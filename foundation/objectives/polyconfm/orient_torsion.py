@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.geometry import torus
 from foundation.nn.embedding import FourierFeatures
-from foundation.nn.parity import Block, Graded, GradedMLP, GradedNorm, Width, cat, key_bias
+from foundation.nn.parity import Block, Graded, GradedMLP, GradedNorm, OddReadout, Width, cat, key_bias
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
 
@@ -21,14 +21,16 @@ class LinkTorsionHead(nn.Module):
 
     def __init__(self, config: PolyConFMConfig, width: Width) -> None:
         super().__init__()
-        self.sigma_min, self.sigma_max, self.num_steps = config.torsion_sigma_min_rad, config.torsion_sigma_max_rad, config.orientation_steps
+        self.sigma_min, self.sigma_max, self.num_steps = (
+            config.torsion_sigma_min_rad,
+            config.torsion_sigma_max_rad,
+            config.orientation_steps,
+        )
         self.join = GradedMLP(Width(2 * width.even + 1, 2 * width.odd + 1), width, expand=2)
         self.noise = FourierFeatures(width.even)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
         self.norm = GradedNorm(width)
-        self.readout = GradedMLP(Width(3 * width.even + 1, 3 * width.odd + 1), width, expand=1)
-        self.out = nn.Linear(width.odd, 1, bias=False)
-        nn.init.zeros_(self.out.weight)
+        self.readout = OddReadout(Width(3 * width.even + 1, 3 * width.odd + 1), config.width)
 
     def forward(self, phi_rad: Tensor, sigma_rad: Tensor, context: Graded, condition: Condition) -> Tensor:
         """Score / sqrt(E score^2) of every junction.
@@ -55,9 +57,11 @@ class LinkTorsionHead(nn.Module):
         for block in self.blocks:
             h = block(h, bias, position, given)
         h = self.norm(h)[row, column]
-        return self.out(self.readout(cat(h, sides)).odd)[:, 0].float() * joined
+        return self.readout(cat(h, sides))[:, 0].float() * joined
 
-    def loss(self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+    def loss(
+        self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator
+    ) -> Tensor:
         """(B,) denoising score matching, mean over junctions, 1 for a zero predictor; 0 for a chain of one unit."""
         t = torch.rand(batch.num_chains, generator=rng, device=phi_rad.device)
         sigma = torus.sigma_at(t, self.sigma_min, self.sigma_max)

@@ -17,8 +17,9 @@ from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, Learne
 def draw_mask(condition: Condition, full_fraction: float, low_fraction: float, rng: torch.Generator) -> Tensor:
     """Units to predict in training.
 
-    The ratio of a chain comes from a truncated normal (mean 1, deviation 0.25, on [0.7, 1]); a fraction of chains is masked whole, so that the
-    first unit is learned on purpose, and a fraction lightly (0.15 to 0.5), since downstream tasks see every unit. At least one unit is masked.
+    The ratio of a chain comes from a truncated normal (mean 1, deviation 0.25, on [0.7, 1]); a fraction of chains is masked whole, so
+    that the first unit is learned on purpose, and a fraction lightly (0.15 to 0.5), since downstream tasks see every unit. At least one
+    unit is masked.
 
     Returns:
         (U,) bool, True = to be predicted.

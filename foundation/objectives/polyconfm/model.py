@@ -1,0 +1,256 @@
+"""PolyConFM as one objective: loss, sample and embed side by side.
+
+    P-SMILES tokens --1-D--> chain vector --------\\
+    unit graph ------2-D--> atom features, chain --+--> class condition, queries
+    unit shapes -----3-D--> unit tokens ----------/         |
+         visible units --> trunk encoder --> context --> trunk decoder --> z of every masked unit --> local head: unit shapes
+         all units -----> trunk encoder --> context ------------------------------------> orientation head: chain
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foundation.batch import Batch, Condition, select_chains, to_dense, to_packed
+from foundation.encoders.graph import GraphEncoder
+from foundation.encoders.sequence import SequenceEncoder
+from foundation.encoders.unit import UnitEncoder
+from foundation.geometry.assembly import assemble_links, assemble_overlap, chain_coordinates, condition_layout, link_dihedrals
+from foundation.nn.parity import Graded, GradedLinear, Learned, Width
+from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
+from foundation.objectives.polyconfm.clashes import untangle
+from foundation.objectives.polyconfm.config import PolyConFMConfig
+from foundation.objectives.polyconfm.local_cartesian import CartesianHead
+from foundation.objectives.polyconfm.local_torsional import TorsionalHead
+from foundation.objectives.polyconfm.orient_so3 import SO3Head
+from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
+from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
+from foundation.objectives.polyconfm.view import GraphView, UnitView
+
+LOCAL_HEADS = {"torsional": TorsionalHead, "cartesian": CartesianHead}
+ORIENTATION_HEADS = {"torsion": LinkTorsionHead, "so3": SO3Head}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the encoders say before any unit has a shape.
+
+    Attributes:
+        graphs: unit graphs with 2-D features.
+        klass: (B, .) class condition of each chain, or the null class.
+        query: (U, .) what is known of each unit without its shape.
+    """
+
+    graphs: GraphView
+    klass: Graded
+    query: Graded
+
+
+class PolyConFM(nn.Module):
+    """Masked autoregression over repeat units, diffusion of unit shapes, diffusion of their orientation.
+
+    Source: Wang et al., PolyConFM, arXiv 2510.16023, and PolyConf, arXiv 2504.08859. Differs: SOURCES.md lists what and why.
+    """
+
+    def __init__(self, config: PolyConFMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = Width.of(config.width)
+        self.width = width
+        self.sequence = SequenceEncoder(width.even, config.sequence_layers, config.num_heads)
+        self.graph = GraphEncoder(width.even, config.graph_layers)
+        self.unit = UnitEncoder(width, width.even, config.unit_layers, config.num_heads, width)
+        self.chain_class = nn.Linear(2 * width.even, width.even)
+        self.null_class = Learned(width.even)
+        self.unit_class = nn.Linear(2 * width.even, width.even)
+        self.configuration = nn.Linear(width.even, width.odd, bias=False)
+        self.fuse = GradedLinear(width, width)
+        self.trunk = Trunk(width, config.trunk_layers, config.num_heads, config.num_registers)
+        self.local_head = LOCAL_HEADS[config.local_head](config, width)
+        self.orientation_head = ORIENTATION_HEADS[config.orientation_head](config, width)
+        self.capabilities = Capabilities(needs_seed_conformers=config.local_head == "torsional")
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Parameters that the phase does not train; they have no state that a forward pass could change."""
+        trained_late = ("orientation_head.",)
+        for name, parameter in self.named_parameters():
+            if self.config.phase == "orientation":
+                parameter.requires_grad_(name.startswith(trained_late))
+            elif self.config.phase == "local":
+                parameter.requires_grad_(not name.startswith(trained_late))
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> LossOut:
+        """The loss, so that distributed engines can wrap the module."""
+        return self.loss(batch, rng)
+
+    # ---------------------------------------------------------------------------------------------------------------- encoders
+
+    def know(self, condition: Condition, dropped: Tensor | None = None) -> Known:
+        """Encode sequence and graph. dropped: (B,) bool, True where the class is replaced by the null class."""
+        atom_feature, graph = self.graph(condition)
+        both = torch.cat([self.sequence(condition), graph], -1)
+        klass = self.chain_class(both)
+        if dropped is not None:
+            klass = torch.where(dropped[:, None], self.null_class().to(klass.dtype), klass)
+        # configuration of a unit: its atoms' features weighted by their handedness, which is odd
+        chain = condition.unit_chain
+        atom = condition.graph_ptr[chain][condition.atom_unit] + condition.atom_slot
+        weighted = self.configuration(atom_feature)[atom] * condition.handedness[:, None]
+        odd = weighted.new_zeros(len(chain), weighted.shape[-1]).index_add(0, condition.atom_unit, weighted)
+        klass_odd = odd.new_zeros(condition.num_chains, odd.shape[-1])
+        query = Graded(self.unit_class(both)[chain], odd)
+        return Known(GraphView.of(condition, atom_feature), Graded(klass, klass_odd), query)
+
+    def encode_units(self, x_ang: Tensor, view: UnitView) -> Graded:
+        """(M, A, 3) shapes in their frames -> (M, .) tokens."""
+        return self.unit(x_ang, view.handedness, view.atoms, view.classes, view.mask, view.key_slot)
+
+    def fill_tokens(self, known: Known, chosen: Tensor, tokens: Graded) -> Graded:
+        """(U, .) fused tokens with those of the chosen units put in place, zero elsewhere."""
+        place = torch.nonzero(chosen)[:, 0]
+        fused = self.fuse(tokens)
+        fused = Graded(fused.even + known.query.even[chosen], fused.odd + known.query.odd[chosen])
+        return Graded(*(t.new_zeros(len(chosen), t.shape[-1]).index_put((place,), t) for t in fused))
+
+    # -------------------------------------------------------------------------------------------------------------------- loss
+
+    def loss(self, batch: Batch, rng: torch.Generator) -> LossOut:
+        """Local loss of masked units plus orientation loss of all junctions, as the phase says; mean over chains."""
+        phase, device = self.config.phase, batch.chain_ptr.device
+        mask = draw_mask(batch, self.config.full_mask_fraction, self.config.low_mask_fraction, rng)
+        dropped = torch.rand(batch.num_chains, generator=rng, device=device) < self.config.label_dropout
+        known = self.know(batch, dropped if phase != "orientation" else None)
+        x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)  # (U, A, 3)
+        encoded = ~mask if phase == "local" else torch.ones_like(mask)
+        tokens = self.encode_units(x_unit[encoded], UnitView.of(batch, known.graphs, encoded)) if bool(encoded.any()) else None
+        if tokens is None:
+            tokens = Graded(known.query.even[:0], known.query.odd[:0])
+        tokens = self.fill_tokens(known, encoded, tokens)
+        chain = batch.unit_chain
+        per_chain = x_unit.new_zeros(batch.num_chains)
+        terms: dict[str, Tensor] = {}
+        if phase != "orientation":
+            context, memory = self.trunk.encode(tokens, known.klass, batch, ~mask)
+            z = self.trunk.decode(context, memory, known.query, batch, ~mask)[mask]
+            total, count = self.local_head.loss(x_unit[mask], UnitView.of(batch, known.graphs, mask), z, rng)
+            local = per_chain.index_add(0, chain[mask], total) / per_chain.index_add(0, chain[mask], count).clamp(min=1)
+            has_local = per_chain.index_add(0, chain[mask], count) > 0
+            per_chain = per_chain + local
+            terms["local"] = (local.sum() / has_local.sum().clamp(min=1)).detach()
+        if phase != "local":
+            context, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
+            if self.config.orientation_stop_gradient:
+                context = context.detach()
+            orientation = self.orientation_head.loss(batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context, rng)
+            has_link = batch.num_units > 1 if self.config.orientation_head == "torsion" else batch.num_units > 0
+            per_chain = per_chain + self.config.orientation_weight * orientation
+            terms["orientation"] = (orientation.sum() / has_link.sum().clamp(min=1)).detach()
+        return LossOut(per_chain.mean(), terms, per_chain.detach())
+
+    # ------------------------------------------------------------------------------------------------------------------ sample
+
+    @torch.no_grad()
+    def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples:
+        """num conformations of every chain: units in a few autoregressive steps, then their orientation, then clashes untangled."""
+        chains = torch.arange(condition.num_chains, device=condition.chain_ptr.device).repeat_interleave(num)
+        condition = select_chains(condition, chains)
+        known = self.know(condition)
+        x_unit, tokens = self.sample_units(condition, known, rng)
+        everything = torch.ones(len(condition.unit_chain), dtype=torch.bool, device=x_unit.device)
+        context, _ = self.trunk.encode(tokens, known.klass, condition, everything)
+        key = condition.key_slot[condition.unit_chain]
+        link = condition.link_slot[condition.unit_chain]
+        start = condition.unit_position == 0
+        info: dict[str, float] = {}
+        if self.config.orientation_head == "torsion":
+            angles = torch.stack([self.orientation_head.sample(condition, context, rng) for _ in range(1 + self.config.clash_proposals)])
+            phi, info = untangle(angles, x_unit, condition, self.config.clash_rounds, rng)
+            x_world, _ = assemble_links(x_unit, key, link, start, phi)
+        else:
+            rot = self.orientation_head.sample(condition, x_unit, context, rng)
+            x_world = assemble_overlap(rot, x_unit, key, start)
+            phi = link_dihedrals(x_world, key, link, start)
+        layout = condition_layout(condition)
+        x_ang = chain_coordinates(x_world, layout)
+        x_ang, failures = _centre(x_ang, layout.heavy_ptr)
+        return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi.float(), info)
+
+    def sample_units(self, condition: Condition, known: Known, rng: torch.Generator) -> tuple[Tensor, Graded]:
+        """(U, A, 3) unit shapes and (U, .) their tokens, generated in random order, the units of a step at once."""
+        device = condition.chain_ptr.device
+        num_units = len(condition.unit_chain)
+        x_unit = torch.zeros(num_units, condition.max_atoms, 3, device=device)
+        tokens = Graded(*(torch.zeros(num_units, w, device=device) for w in self.width))
+        step = unit_steps(condition, self.config.ar_steps, rng)
+        guided = self.config.guidance != 1.0
+        free = self.know(condition, torch.ones(condition.num_chains, dtype=torch.bool, device=device)) if guided else None
+        visible = torch.zeros(num_units, dtype=torch.bool, device=device)
+        for k in range(int(step.max()) + 1):
+            chosen = step == k
+            z = self._decode(condition, known, tokens, visible)[chosen]
+            null = self._decode(condition, free, tokens, visible)[chosen] if free is not None else None
+            view = UnitView.of(condition, known.graphs, chosen)
+            seeds = pick_seeds(condition, chosen, rng) if self.capabilities.needs_seed_conformers else None
+            x_unit[chosen] = self.local_head.sample(seeds, view, z, rng, null, self.config.guidance)
+            fresh = self.fill_tokens(known, chosen, self.encode_units(x_unit[chosen], view))
+            tokens = tokens + fresh
+            visible = visible | chosen
+        return x_unit, tokens
+
+    def _decode(self, condition: Condition, known: Known, tokens: Graded, visible: Tensor) -> Graded:
+        context, memory = self.trunk.encode(tokens, known.klass, condition, visible)
+        return self.trunk.decode(context, memory, known.query, condition, visible)
+
+    # ------------------------------------------------------------------------------------------------------------------- embed
+
+    def embed(self, batch: Batch) -> Embeddings:
+        """Trunk context of every unit with all units visible, and its mean over the chain; even channels, so mirror images agree."""
+        known = self.know(batch)
+        everything = torch.ones(len(batch.unit_chain), dtype=torch.bool, device=batch.chain_ptr.device)
+        x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
+        tokens = self.fill_tokens(known, everything, self.encode_units(x_unit, UnitView.of(batch, known.graphs, everything)))
+        context, _ = self.trunk.encode(tokens, known.klass, batch, everything)
+        chain = context.even.new_zeros(batch.num_chains, context.even.shape[-1]).index_add(0, batch.unit_chain, context.even)
+        return Embeddings(context.even, chain / batch.num_units[:, None])
+
+
+def pick_seeds(condition: Condition, chosen: Tensor, rng: torch.Generator) -> Tensor:
+    """(M, A, 3) a seed geometry for every chosen unit, drawn among those whose handedness agrees best with the unit's."""
+    assert condition.seed_x_unit_ang is not None and condition.seed_mask is not None, "a torsional head needs seed geometries"
+    seeds = condition.seed_x_unit_ang
+    chain = condition.unit_chain[chosen]
+    signs = seed_handedness(condition)  # (B, K, A)
+    wanted = to_dense(condition.handedness, condition.atom_ptr, condition.max_atoms)[chosen]
+    agree = (signs[chain] * wanted[:, None]).sum(-1)  # (M, K)
+    agree = agree.masked_fill(~condition.seed_mask[chain], -1e9)
+    best = agree >= agree.max(1, keepdim=True).values - 0.5
+    pick = torch.rand(best.shape, generator=rng, device=best.device).masked_fill(~best, -1.0).argmax(1)
+    return seeds[chain, pick]
+
+
+def seed_handedness(condition: Condition) -> Tensor:
+    """(B, K, A) sign of the triple product at the stereocentres of every seed geometry, 0 elsewhere."""
+    assert condition.seed_x_unit_ang is not None
+    seeds = condition.seed_x_unit_ang
+    chain = torch.repeat_interleave(torch.arange(condition.num_chains, device=seeds.device), condition.stereo_ptr.diff())
+    points = seeds[chain[:, None], :, condition.stereo_slot]  # (C, 4, K, 3)
+    arms = points[:, 1:] - points[:, :1]
+    volume = (arms[:, 0] * torch.linalg.cross(arms[:, 1], arms[:, 2])).sum(-1)  # (C, K)
+    signs = seeds.new_zeros(seeds.shape[:3])
+    signs[chain, :, condition.stereo_slot[:, 0]] = volume.sign()
+    return signs
+
+
+def _centre(x_ang: Tensor, ptr: Tensor) -> tuple[Tensor, list[Failure]]:
+    """Centre every chain; a chain with a coordinate that is not finite is a failure and all NaN."""
+    owner = torch.repeat_interleave(torch.arange(len(ptr) - 1, device=ptr.device), ptr.diff())
+    zeros = x_ang.new_zeros(len(ptr) - 1, 3)
+    broken = zeros[:, 0].index_add(0, owner, (~x_ang.isfinite().all(-1)).to(x_ang.dtype)) > 0
+    x_ang = torch.where(broken[owner][:, None], torch.nan, x_ang)
+    mean = zeros.index_add(0, owner, x_ang) / ptr.diff()[:, None]
+    failures = [Failure(int(chain), "coordinates are not finite") for chain in torch.nonzero(broken)[:, 0]]
+    return x_ang - mean[owner], failures
