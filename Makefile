@@ -1,0 +1,59 @@
+# Two commands on a fresh machine with Python 3.11 to 3.13, git and make:   make demo   and   make test
+# Everything runs inside .venv; the second call of a target does not install again.
+#
+# PYTHON       interpreter that creates .venv                  make demo PYTHON=python3.12
+# TORCH_INDEX  package index asked for torch besides PyPI      make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#              (Linux without an NVIDIA GPU: saves several GB of CUDA libraries)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format bench clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+TORCH_INDEX ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+# The stamp's name carries the content of both files: a change of either installs again, a second call does not.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+# One thread for each worker, CPU accelerator for DeepSpeed, nothing sent anywhere. All may be overridden from outside.
+export OMP_NUM_THREADS ?= 1
+export WANDB_MODE ?= offline
+export RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
+export PYTHONUNBUFFERED ?= 1
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv and install the pinned packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); \
+	    sys.exit(0 if ok else "error: %s is Python %d.%d; Python 3.11 to 3.13 is needed, pass PYTHON=python3.11" % (sys.executable, *sys.version_info[:2]))'
+	@test -x $(PY) || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing (a few minutes the first time)"
+	@$(PY) -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	@$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+test: $(STAMP)  ## the default suite: CPU, no network, about ten minutes on two cores
+	$(PY) -m pytest -q -m 'not slow and not gpu'
+
+test-slow: $(STAMP)  ## the long tests
+	$(PY) -m pytest -q -m 'slow'
+
+lint: $(STAMP)  ## ruff, ruff format and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP)  ## rewrite the files the way lint wants them
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP)  ## run every benchmark once; results go to runs/bench
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file --out runs/bench || exit 1; done
+
+clean:  ## remove caches and runs/demo; keeps .venv, shards/ and other runs
+	rm -rf runs/demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
