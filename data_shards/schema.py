@@ -117,17 +117,12 @@ def chain_bonds(topology: UnitTopology, num_units: int) -> tuple[NDArray[np.int6
     """Bonds of the heavy-atom chain.
 
     Returns:
-        (N (m - 1) + 1, 2) atom indices, each bond once, and their BOND_* codes. The bonds to the two caps are single.
+        (N (m - 1) + 1, 2) atom indices, each bond once, and their BOND_* codes; the bonds to the caps have the
+        order of the junction.
     """
     slots = unit_slots(topology.key_atoms, topology.num_atoms, num_units)
-    star0, star1 = int(topology.key_atoms[0]), int(topology.key_atoms[3])
-    head = (topology.bonds == star0).any(axis=1)
-    tail = (topology.bonds == star1).any(axis=1)
+    head = (topology.bonds == topology.key_atoms[0]).any(axis=1)
     inner = slots[:, topology.bonds[~head]].reshape(-1, 2)  # every unit brings its tail bond, unit 0 its head bond too
-    orders = np.tile(topology.bond_orders[~head], num_units)
-    last = np.zeros(len(topology.bonds[~head]), dtype=bool)
-    last[np.flatnonzero(tail[~head])] = True
-    orders[-len(last) :][last] = BOND_SINGLE
     first = slots[0][topology.bonds[head]].reshape(-1, 2)
-    bonds = np.concatenate([first, inner])
-    return np.sort(bonds, axis=1), np.concatenate([np.full(len(first), BOND_SINGLE, dtype=np.uint8), orders])
+    orders = np.concatenate([topology.bond_orders[head], np.tile(topology.bond_orders[~head], num_units)])
+    return np.sort(np.concatenate([first, inner]), axis=1), orders

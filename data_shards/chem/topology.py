@@ -1,0 +1,123 @@
+"""What follows from the graph of a repeat unit alone: rings, distances, backbone, rotatable bonds. numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.schema import BOND_SINGLE, BOND_TRIPLE, UnitTopology
+
+
+def adjacency(topology: UnitTopology) -> NDArray[np.bool_]:
+    """(n, n) True between bonded slots."""
+    matrix = np.zeros((topology.num_atoms, topology.num_atoms), dtype=bool)
+    matrix[topology.bonds[:, 0], topology.bonds[:, 1]] = True
+    return matrix | matrix.T
+
+
+def graph_distances(topology: UnitTopology) -> NDArray[np.uint8]:
+    """(n, n) number of bonds between slots, 255 where there is no path."""
+    return _distances(adjacency(topology))
+
+
+def _distances(bonded: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    size = len(bonded)
+    out = np.full((size, size), 255, dtype=np.uint8)
+    np.fill_diagonal(out, 0)
+    reached = np.eye(size, dtype=bool)
+    front = reached
+    for step in range(1, size):
+        front = ((front.astype(np.float32) @ bonded.astype(np.float32)) > 0) & ~reached
+        if not front.any():
+            break
+        out[front] = step
+        reached = reached | front
+    return out
+
+
+def _without(bonded: NDArray[np.bool_], i: int, j: int) -> NDArray[np.bool_]:
+    cut = bonded.copy()
+    cut[i, j] = cut[j, i] = False
+    return cut
+
+
+def ring_sizes_of_bonds(topology: UnitTopology) -> NDArray[np.int64]:
+    """(m,) size of the smallest ring that each bond lies in, 0 for acyclic bonds."""
+    bonded = adjacency(topology)
+    sizes = np.zeros(len(topology.bonds), dtype=np.int64)
+    for k, (i, j) in enumerate(topology.bonds):
+        around = _distances_from(_without(bonded, i, j), int(i))[j]
+        sizes[k] = around + 1 if around < 255 else 0
+    return sizes
+
+
+def _distances_from(bonded: NDArray[np.bool_], source: int) -> NDArray[np.uint8]:
+    out = np.full(len(bonded), 255, dtype=np.uint8)
+    front = np.zeros(len(bonded), dtype=bool)
+    front[source] = True
+    step = 0
+    while front.any():
+        out[front] = step
+        front = bonded[front].any(axis=0) & (out == 255)
+        step += 1
+    return out
+
+
+def ring_bonds(topology: UnitTopology) -> NDArray[np.bool_]:
+    """(m,) True for bonds in a ring."""
+    return ring_sizes_of_bonds(topology) > 0
+
+
+def smallest_ring_size(topology: UnitTopology) -> NDArray[np.int64]:
+    """(n,) size of the smallest ring of each slot, 0 outside rings."""
+    sizes = ring_sizes_of_bonds(topology)
+    out = np.full(topology.num_atoms, 10**6, dtype=np.int64)
+    for end in (0, 1):
+        np.minimum.at(out, topology.bonds[:, end], np.where(sizes > 0, sizes, 10**6))
+    return np.where(out < 10**6, out, 0)
+
+
+def backbone(topology: UnitTopology) -> NDArray[np.bool_]:
+    """(n,) True for slots on a shortest path between the stars."""
+    hops = graph_distances(topology).astype(np.int64)
+    star0, star1 = topology.key_atoms[0], topology.key_atoms[3]
+    return np.asarray(hops[star0] + hops[star1] == hops[star0, star1])
+
+
+def rotatable_bonds(topology: UnitTopology) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Torsions of the unit: acyclic single bonds with at least two heavy atoms on either side.
+
+    Bonds beside a triple bond or a cumulated atom are left out: their dihedral has no meaning.
+
+    Returns:
+        (T, 4) slots a, b, c, d and (T, n) bool, the slots that turn when the dihedral a-b-c-d changes. The smaller side turns; it is the
+        side of c, and c itself, on the axis, is not counted. Sorted by the distance of the bond from star0.
+
+    Source: Jing et al., Torsional diffusion, arXiv 2206.01729, section 3.1. Differs: linear bonds are left out.
+    """
+    bonded = adjacency(topology)
+    hops = graph_distances(topology)
+    in_ring = ring_bonds(topology)
+    triple = np.zeros(topology.num_atoms, dtype=bool)
+    triple[topology.bonds[topology.bond_orders == BOND_TRIPLE].ravel()] = True
+    doubles = np.bincount(topology.bonds[topology.bond_orders == 2].ravel(), minlength=topology.num_atoms)
+    linear = triple | (doubles >= 2)
+    found: list[tuple[int, int, NDArray[np.int32], NDArray[np.bool_]]] = []
+    for k, (i, j) in enumerate(topology.bonds):
+        if in_ring[k] or topology.bond_orders[k] != BOND_SINGLE or linear[i] or linear[j]:
+            continue
+        side_j = _distances_from(_without(bonded, i, j), int(j)) < 255
+        if side_j.sum() < 2 or (~side_j).sum() < 2:
+            continue
+        turns_j = side_j.sum() <= (~side_j).sum()
+        b, c = (i, j) if turns_j else (j, i)
+        moved = side_j.copy() if turns_j else ~side_j
+        moved[c] = False
+        a = min(x for x in np.flatnonzero(bonded[b]) if x != c)
+        d = min(x for x in np.flatnonzero(bonded[c]) if x != b)
+        depth = int(min(hops[topology.key_atoms[0], i], hops[topology.key_atoms[0], j]))
+        found.append((depth, k, np.array([a, b, c, d], dtype=np.int32), moved))
+    found.sort(key=lambda entry: entry[:2])
+    if not found:
+        return np.zeros((0, 4), dtype=np.int32), np.zeros((0, topology.num_atoms), dtype=bool)
+    return np.stack([f[2] for f in found]), np.stack([f[3] for f in found])
