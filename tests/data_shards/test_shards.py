@@ -26,7 +26,8 @@ Make = Callable[..., Any]
 def same(a: PolymerSample, b: PolymerSample) -> None:
     for name in TOPOLOGY_ARRAYS:
         left, right = getattr(a.topology, name), getattr(b.topology, name)
-        assert left.dtype == right.dtype and left.shape == right.shape and np.array_equal(left, right), name
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), name
+        assert np.array_equal(left, right), name
     assert a.topology.psmiles == b.topology.psmiles
     assert a.topology.junction_order == b.topology.junction_order
     assert np.array_equal(a.heavy_ang, b.heavy_ang)

@@ -1,0 +1,257 @@
+"""Look at shards: `python -m data_shards.show shards/x [--sample KEY] [--out look.png] [--sdf chain.sdf]`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from data_shards.console import run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from data_shards.manifest import SampleEntry
+    from data_shards.reader import ShardSet
+    from data_shards.schema import PolymerSample
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    shards: Annotated[str, typer.Argument(help="folder or fsspec address of a shard set")],
+    sample: Annotated[str | None, typer.Option(help="key, or P-SMILES, of one sample to look at")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file for pictures: sizes, chain dimensions, one chain in 3-D")] = None,
+    sdf: Annotated[Path | None, typer.Option(help="SDF file for all conformations of one sample, hydrogens included")] = None,
+    limit: Annotated[int, typer.Option(help="samples read for the tables of elements and the picture")] = 500,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tables only, no file is written")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace --out and --sdf where they exist")] = False,
+) -> None:
+    """Tables and pictures of a shard set. Exit 0 done, 2 bad input."""
+    from rich.console import Console
+
+    from data_shards.errors import InputError
+    from data_shards.progress import progress
+    from data_shards.reader import open_shards
+
+    for path in (out, sdf):
+        if path is not None and path.exists() and not overwrite:
+            raise InputError(f"{path} exists; pass --overwrite to replace it, or another name")
+    if limit < 1:
+        raise InputError(f"limit {limit} must be >= 1; change --limit")
+    opened = open_shards(shards)
+    entries = [entry for split in opened.manifest.splits for entry in opened.samples(split)]
+    chosen = _find(entries, sample)
+    console = Console()
+    console.print(_overview(opened))
+    console.print(_sizes(entries))
+    some = entries[:: max(1, len(entries) // limit)][:limit]
+    with progress().stage("read", len(some), unit="samples") as bar:
+        read = []
+        for entry in some:
+            read.append(opened.read(entry))
+            bar.advance()
+    for table in _chemistry(read, len(entries)):
+        console.print(table)
+    one = opened.read(chosen)
+    if sample is not None:
+        console.print(_one(one))
+    if out is not None and not dry_run:
+        _picture(read, one, out)
+        print(f"picture: {out}")
+    if sdf is not None and not dry_run:
+        from data_shards.chem.sdf import sample_sdf
+
+        sdf.parent.mkdir(parents=True, exist_ok=True)
+        sdf.write_text(sample_sdf(one))
+        print(f"structure: {sdf}")
+
+
+def _find(entries: list[SampleEntry], wanted: str | None) -> SampleEntry:
+    """The sample by key, start of key, or P-SMILES; a medium-sized one when none is named."""
+    from data_shards.errors import InputError, PolymerError
+
+    if wanted is None:
+        by_size = sorted(entries, key=lambda entry: (entry.num_units * (entry.atoms_per_unit - 2), entry.key))
+        return by_size[len(by_size) // 2]
+    names = {wanted}
+    if "*" in wanted:
+        from data_shards.chem.psmiles import canonicalise
+
+        try:
+            names.add(canonicalise(wanted).psmiles)
+        except PolymerError as error:
+            raise InputError(f"sample {error}") from None
+    found = [entry for entry in entries if entry.psmiles in names or entry.key.startswith(wanted)]
+    if not found:
+        raise InputError(f"no sample {wanted!r} among {len(entries)}; pass a key or a P-SMILES of this shard set")
+    return found[0]
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _overview(opened: ShardSet) -> Any:
+    manifest = opened.manifest
+    table = _table(f"{opened.path}", "split", "polymers", "conformations", "shards", "MB")
+    for split, shards in manifest.splits.items():
+        samples = opened.samples(split)
+        size_mb = sum(shard.bytes for shard in shards) / 1e6
+        conformations = sum(entry.num_conformations for entry in samples)
+        table.add_row(split, str(len(samples)), str(conformations), str(len(shards)), f"{size_mb:.1f}")
+    funnel = manifest.funnel
+    lost = ", ".join(f"{count} {reason}" for reason, count in funnel.dropped.items()) or "none"
+    table.caption = f"{funnel.attempted} rows read, {funnel.kept} kept; dropped: {lost}. Fingerprint {opened.fingerprint[:16]}"
+    return table
+
+
+def _sizes(entries: list[SampleEntry]) -> Any:
+    import numpy as np
+
+    columns = {
+        "units per chain": [entry.num_units for entry in entries],
+        "heavy atoms per unit (no stars)": [entry.atoms_per_unit - 2 for entry in entries],
+        "heavy atoms per chain": [entry.num_units * (entry.atoms_per_unit - 2) + 2 for entry in entries],
+        "conformations": [entry.num_conformations for entry in entries],
+    }
+    table = _table("sizes", "", "min", "median", "mean", "max")
+    for name, values in columns.items():
+        table.add_row(name, str(min(values)), f"{np.median(values):g}", f"{np.mean(values):.1f}", str(max(values)))
+    return table
+
+
+def _chemistry(read: list[PolymerSample], total: int) -> list[Any]:
+    """Elements and classes, over the samples that were read."""
+    share = "all" if len(read) == total else f"{len(read)} of {total}"
+    from data_shards.chem.sdf import element_symbol
+
+    elements: Counter[str] = Counter()
+    for sample in read:
+        elements.update({element_symbol(int(number)) for number in sample.topology.elements})
+    table = _table(f"elements ({share} polymers)", "element", "polymers with it", "%")
+    for symbol, count in elements.most_common():
+        table.add_row(symbol, str(count), f"{100 * count / len(read):.1f}")
+    classes = Counter(polymer_class(sample) for sample in read)
+    kinds = _table(f"classes ({share} polymers)", "class", "polymers", "%")
+    for name, count in classes.most_common(25):
+        kinds.add_row(name, str(count), f"{100 * count / len(read):.1f}")
+    return [table, kinds]
+
+
+def polymer_class(sample: PolymerSample) -> str:
+    """The class the source gave, else the kind of backbone: its elements beside carbon, and whether rings are part of it."""
+    import numpy as np
+
+    from data_shards.chem.sdf import element_symbol
+    from data_shards.chem.topology import backbone, smallest_ring_size
+
+    if sample.provenance.get("class"):
+        return str(sample.provenance["class"])
+    topology = sample.topology
+    own = backbone(topology).copy()
+    own[topology.key_atoms[[0, 3]]] = False
+    others = sorted({element_symbol(int(number)) for number in topology.elements[own]} - {"C"})
+    rings = "rings in the backbone" if bool(np.any(smallest_ring_size(topology)[own] > 0)) else "open backbone"
+    return f"{'C' + ''.join('-' + symbol for symbol in others)}, {rings}"
+
+
+def _one(sample: PolymerSample) -> Any:
+    table = _table(sample.key, "", "")
+    shape = chain_dimensions(sample)
+    rows = {
+        "P-SMILES": sample.topology.psmiles,
+        "as written": str(sample.provenance.get("written", "")),
+        "units": str(sample.num_units),
+        "tacticity, seed, engine": f"{sample.tacticity}, {sample.seed}, {sample.engine}",
+        "heavy atoms, hydrogens": f"{sample.heavy_ang.shape[1]}, {sample.hydrogen_ang.shape[1]}",
+        "conformations": str(len(sample.heavy_ang)),
+        "radius of gyration, angstrom": " ".join(f"{value:.1f}" for value in shape[0]),
+        "end to end, angstrom": " ".join(f"{value:.1f}" for value in shape[1]),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def chain_dimensions(sample: PolymerSample) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(K,) radius of gyration of the heavy atoms, unweighted, and (K,) distance between the caps, angstrom."""
+    import numpy as np
+
+    x = sample.heavy_ang.astype(np.float64)  # (K, H, 3)
+    centred = x - x.mean(axis=1, keepdims=True)
+    gyration = np.sqrt((centred**2).sum(axis=2).mean(axis=1))
+    return gyration, np.linalg.norm(x[:, -1] - x[:, 0], axis=1)
+
+
+def _picture(read: list[PolymerSample], one: PolymerSample, out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    dimensions = [chain_dimensions(sample) for sample in read]
+    gyration = np.concatenate([pair[0] for pair in dimensions])
+    ends = np.concatenate([pair[1] for pair in dimensions])
+    figure = plt.figure(figsize=(13, 8), layout="constrained")
+    grid = figure.add_gridspec(3, 2, width_ratios=(1, 1.5))
+    panels: tuple[tuple[NDArray[Any], str, str, str], ...] = (
+        (np.array([sample.topology.num_atoms - 2 for sample in read]), "heavy atoms per unit, stars not counted", "polymers", "tab:gray"),
+        (gyration, "radius of gyration / angstrom", "conformations", "tab:blue"),
+        (ends, "end-to-end distance / angstrom", "conformations", "tab:orange"),
+    )
+    for row, (values, label, count, colour) in enumerate(panels):
+        axis = figure.add_subplot(grid[row, 0])
+        axis.hist(values, bins=min(40, max(5, len(values) // 3)), color=colour, edgecolor="white")
+        axis.axvline(float(np.median(values)), color="black", linewidth=1, label=f"median {np.median(values):.1f}, n = {len(values)}")
+        axis.set_xlabel(label)
+        axis.set_ylabel(count)
+        axis.legend(frameon=False)
+    _draw_chain(figure.add_subplot(grid[:, 1], projection="3d"), one)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def _draw_chain(axis: Any, sample: PolymerSample) -> None:
+    """First conformation of a chain, coloured by unit from the head to the tail."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    from data_shards.schema import chain_bonds, chain_elements
+
+    x = sample.heavy_ang[0].astype(np.float64)
+    x = x - x.mean(axis=0)
+    x = x @ np.linalg.svd(x, full_matrices=False)[2].T  # longest direction along the page
+    own = sample.topology.num_atoms - 2
+    unit = np.clip((np.arange(len(x)) - 1) // own, 0, sample.num_units - 1)
+    colours = plt.get_cmap("turbo")(0.05 + 0.9 * unit / max(sample.num_units - 1, 1))
+    bonds, _ = chain_bonds(sample.topology, sample.num_units)
+    axis.add_collection3d(Line3DCollection(x[bonds], colors=colours[bonds[:, 1]], linewidths=2))
+    hetero = chain_elements(sample.topology, sample.num_units) != 6
+    axis.scatter(*x[~hetero].T, c=colours[~hetero], s=6, depthshade=False)
+    axis.scatter(*x[hetero].T, c=colours[hetero], s=34, edgecolors="black", linewidths=0.6, depthshade=False)
+    span = np.ptp(x, axis=0) + 2.0
+    axis.set_box_aspect(span, zoom=1.3)
+    for set_limit, width in zip((axis.set_xlim, axis.set_ylim, axis.set_zlim), span, strict=True):
+        set_limit(-width / 2, width / 2)
+    axis.view_init(elev=70, azim=-90)
+    axis.set_axis_off()
+    gyration, ends = (values[0] for values in chain_dimensions(sample))
+    title = f"{sample.topology.psmiles}, {sample.num_units} units, {len(x)} heavy atoms (hetero atoms ringed)"
+    axis.set_title(f"{title}\ncolour: unit 1 to {sample.num_units}; Rg {gyration:.1f}, end to end {ends:.1f} angstrom", fontsize=10)
+
+
+if __name__ == "__main__":
+    run(app)

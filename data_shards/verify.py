@@ -1,0 +1,136 @@
+"""Check every byte and every sample of a shard set: `python -m data_shards.verify shards/x`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_shards.console import run
+
+if TYPE_CHECKING:
+    from data_shards.manifest import SampleEntry, ShardEntry
+    from data_shards.reader import ShardSet
+    from data_shards.schema import PolymerSample
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+CHUNK_BYTES = 2**20
+BOND_RANGE_ANG = (0.9, 3.2)  # N-N and O-H below, Sn-I above: outside is no bond of any polymer, whatever built the chain
+DAMAGES_SHOWN = 20
+
+
+@app.command()
+def main(
+    shards: Annotated[str, typer.Argument(help="folder or fsspec address of a shard set")],
+    limit: Annotated[int | None, typer.Option(help="check at most this many samples per shard; checksums always cover every byte")] = None,
+    quality: Annotated[bool, typer.Option("--quality", help="repeat the checks of the build: clashes, bonds, handedness")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="manifest, names and sizes only")] = False,
+) -> None:
+    """Checksums, then every sample: decoded, shapes, finite numbers, bond lengths, key. Exit 0 whole, 2 damaged (names the shard)."""
+    from data_shards.errors import InputError, ShardError
+    from data_shards.progress import progress
+    from data_shards.reader import open_shards
+
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit} must be >= 1; change --limit")
+    opened = open_shards(shards)
+    listed = list(opened.manifest.shards())
+    total = sum(shard.num_samples for _, shard in listed)
+    if dry_run:
+        print(f"{shards}: {len(listed)} shards of {total} samples are there with the right sizes; contents not read (dry run)")
+        return
+    damages: list[str] = []
+    with progress().stage("verify", total, unit="samples") as bar:
+        for _, shard in listed:
+            found = shard_damages(opened, shard, limit=limit, quality=quality)
+            damages += found
+            bar.advance(shard.num_samples, note=f"{len(damages)} damages" if damages else "")
+    damages += set_damages(opened)
+    for line in damages[:DAMAGES_SHOWN]:
+        print(f"damaged: {line}")
+    if damages:
+        where = ", ".join(sorted({line.split(":", 1)[0] for line in damages}))
+        raise ShardError(f"{len(damages)} damages in {where}; copy these files again or rebuild the shards")
+    print(f"{shards}: {len(listed)} shards, {total} samples, every checksum and sample is right; fingerprint {opened.fingerprint[:16]}")
+
+
+def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = None, quality: bool = False) -> list[str]:
+    """What is wrong with one shard, one line each, the shard's name first."""
+    from data_shards.errors import ShardError
+
+    damages = []
+    digest = hashlib.sha256()
+    with opened.open_binary(shard) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != shard.sha256:
+        damages.append(f"{shard.name}: sha256 {digest.hexdigest()[:12]} instead of {shard.sha256[:12]}")
+    if len(shard.samples) != shard.num_samples:
+        damages.append(f"{shard.name}: the manifest lists {len(shard.samples)} samples and counts {shard.num_samples}")
+    for entry in shard.samples[:limit]:
+        try:
+            sample = opened.read(entry)
+        except ShardError as error:
+            damages.append(f"{shard.name}: {error}")
+            continue
+        damages += [f"{shard.name}: sample {entry.key} {line}" for line in sample_damages(sample, entry, quality=quality)]
+    return damages
+
+
+def sample_damages(sample: PolymerSample, entry: SampleEntry, *, quality: bool = False) -> list[str]:
+    """What is wrong with one decoded sample (its shapes were checked when it was decoded)."""
+    import numpy as np
+
+    from data_shards.schema import chain_bonds
+    from data_shards.writer import sample_key
+
+    topology, damages = sample.topology, []
+    stored = (sample.topology.psmiles, sample.num_units, topology.num_atoms, len(sample.heavy_ang))
+    listed = (entry.psmiles, entry.num_units, entry.atoms_per_unit, entry.num_conformations)
+    if stored != listed:
+        damages.append(f"holds {stored}, the manifest says {listed}")
+    if sample.key != sample_key(topology.psmiles, sample.num_units, sample.seed):
+        damages.append("has a key that is not the hash of its P-SMILES, number of units and seed")
+    if not (np.isfinite(sample.heavy_ang).all() and np.isfinite(sample.hydrogen_ang).all()):
+        return [*damages, "has coordinates that are not finite"]
+    bonds, _ = chain_bonds(topology, sample.num_units)
+    x = sample.heavy_ang
+    lengths = np.linalg.norm(x[:, bonds[:, 0]] - x[:, bonds[:, 1]], axis=2)  # (K, bonds)
+    low, high = BOND_RANGE_ANG
+    if lengths.min() < low or lengths.max() > high:
+        damages.append(f"has bonds of {lengths.min():.2f} to {lengths.max():.2f} angstrom, outside {low} to {high}")
+    if quality:
+        damages += _quality_damages(sample)
+    return damages
+
+
+def _quality_damages(sample: PolymerSample) -> list[str]:
+    from data_shards.conformers.quality import check_chain
+
+    pairs = zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
+    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen) for heavy, hydrogen in pairs]
+    return [f"conformation {index} fails: {report.reason}" for index, report in enumerate(reports) if not report.ok]
+
+
+def set_damages(opened: ShardSet) -> list[str]:
+    """What is wrong between shards: a key twice, a polymer group in two splits, a funnel that does not add up."""
+    manifest, damages = opened.manifest, []
+    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
+    for split, shard in manifest.shards():
+        for entry in shard.samples:
+            if entry.key in seen:
+                damages.append(f"{shard.name}: sample {entry.key} lies in {seen[entry.key]} too")
+            seen[entry.key] = shard.name
+            if split_of.setdefault(entry.group, split) != split:
+                damages.append(f"{shard.name}: group {entry.group} lies in {split_of[entry.group]} and in {split}")
+    funnel = manifest.funnel
+    lost = sum(funnel.dropped.values())
+    if funnel.kept != len(seen) or funnel.attempted != funnel.kept + lost:
+        damages.append(f"manifest.json: {funnel.attempted} attempted, {lost} dropped and {len(seen)} samples do not add up")
+    return damages
+
+
+if __name__ == "__main__":
+    run(app)
