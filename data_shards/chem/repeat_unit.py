@@ -19,7 +19,7 @@ from data_shards.chem.oligomer import BOND_CODES, heavy_chain
 from data_shards.chem.psmiles import canonicalise, parse
 from data_shards.chem.stereo import measure_signs, potential_centres, sign_from_tag
 from data_shards.errors import PolymerError
-from data_shards.schema import BOND_SINGLE, UnitTopology, unit_slots
+from data_shards.schema import UnitTopology, unit_slots
 
 MAX_UNIT_ATOMS = 150
 REFERENCE_SEED = 20_240_229
@@ -62,6 +62,9 @@ def build_unit(psmiles: str) -> RepeatUnit:
             f"the smallest repeat unit has {written.GetNumAtoms()} heavy atoms with its stars, the bound is {MAX_UNIT_ATOMS}; use a smaller unit",
         )
     mol, key_atoms = substitute_stars(written, psmiles)
+    strange = {str(bond.GetBondType()) for bond in mol.GetBonds()} - {str(kind) for kind in BOND_CODES}
+    if strange:
+        raise PolymerError(psmiles, "bond-type", f"has a {min(strange).lower()} bond; bonds must be single, double, triple or aromatic")
     topology = _graph(canonical, written, mol, key_atoms)
     topology = _with_stereo(topology, written)
     capped = capped_unit(topology, mol)
@@ -107,7 +110,7 @@ def _graph(canonical: str, written: Chem.Mol, mol: Chem.Mol, key_atoms: NDArray[
     star0, nbr0, nbr1, star1 = key_atoms.tolist()
     hydrogens = np.array([atom.GetTotalNumHs() for atom in written.GetAtoms()], dtype=np.uint8)
     hydrogens[[star0, star1]] = hydrogens[[nbr1, nbr0]]
-    bonds = np.array(sorted((*sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())), BOND_CODES.get(b.GetBondType(), BOND_SINGLE)) for b in mol.GetBonds()))
+    bonds = np.array(sorted((*sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())), BOND_CODES[b.GetBondType()]) for b in mol.GetBonds()))
     caps = [mol.GetAtomWithIdx(star).GetTotalNumHs() for star in (star0, star1)]
     none = np.zeros(0, dtype=np.int32)
     return UnitTopology(
@@ -157,7 +160,9 @@ def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], N
     mol = capped.with_signs(fixed)
     found = embed(mol, NUM_REFERENCES_STEREO if num_open > 1 else NUM_REFERENCES, REFERENCE_SEED)
     if not found:
-        raise PolymerError(psmiles, "no-conformer", "no three-dimensional shape of the repeat unit could be embedded; check its rings and stereo marks")
+        raise PolymerError(
+            psmiles, "no-conformer", "no three-dimensional shape of the repeat unit could be embedded; check its rings and stereo marks"
+        )
     x_ang = positions(mol, found)[:, capped.slots]
     if num_open < 2:
         patterns = np.stack([np.where(fixed == 0, sign, fixed) for sign in ((1, -1) if num_open else (1,))])
@@ -165,7 +170,9 @@ def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], N
     seen = measure_signs(x_ang, topology.stereo_centres, topology.stereo_neighbours)  # (R, c)
     seen = seen[(seen != 0).all(axis=1) & ((seen == fixed) | (fixed == 0)).all(axis=1)]
     if not len(seen):
-        raise PolymerError(psmiles, "no-conformer", "no shape of the repeat unit with the stereo marks of the P-SMILES could be embedded; check the marks")
+        raise PolymerError(
+            psmiles, "no-conformer", "no shape of the repeat unit with the stereo marks of the P-SMILES could be embedded; check the marks"
+        )
     mirrored = not fixed.any()
     if mirrored:
         seen = seen * seen[:, :1]  # the member of each mirror pair whose first centre is +1
