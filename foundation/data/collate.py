@@ -1,0 +1,190 @@
+"""Samples to packed batches. Frames, torsions, rings and handedness are derived here; shards hold only facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_shards.chem.topology import adjacency, backbone, ring_bonds, rotatable_bonds, smallest_ring_size
+from data_shards.schema import PolymerSample, UnitTopology, unit_slots
+from foundation.batch import ATOM_FEATURES, BOND_FEATURES, Batch, Condition
+from foundation.encoders.sequence import tokenise
+from foundation.geometry.assembly import chain_layout, decompose
+from foundation.geometry.frames import gram_schmidt, local_coordinates
+
+
+@dataclass(frozen=True)
+class ChainExample:
+    """One chain with one conformation: a Batch of one chain."""
+
+    batch: Batch
+
+
+_CACHE: dict[bytes, dict[str, Tensor]] = {}
+_CACHE_SIZE = 4096
+
+
+def graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
+    """Fields of Condition that follow from the unit graph alone, for one chain; cached by content."""
+    key = topology.psmiles.encode() + topology.bonds.tobytes() + topology.elements.tobytes() + topology.frame_atoms.tobytes()
+    if key not in _CACHE:
+        if len(_CACHE) >= _CACHE_SIZE:
+            _CACHE.clear()
+        _CACHE[key] = _graph_tensors(topology)
+    return _CACHE[key]
+
+
+def _graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
+    star0, nbr0, nbr1, star1 = (int(k) for k in topology.key_atoms)
+    stands_for = np.arange(topology.num_atoms)
+    stands_for[[star0, star1]] = nbr1, nbr0
+    role = backbone(topology).astype(np.int64)
+    role[[star0, star1]] = 2, 3
+    role[[nbr0, nbr1]] = 4 if nbr0 != nbr1 else 5
+    columns = {
+        "element": topology.elements,
+        "role": role,
+        "degree": adjacency(topology).sum(1)[stands_for],
+        "hydrogens": topology.num_hydrogens,
+        "charge": topology.formal_charges.astype(np.int64) + 4,
+        "aromatic": topology.aromatic,
+        "ring_size": np.minimum(smallest_ring_size(topology), 9)[stands_for],
+    }
+    atom_feat = np.stack([np.clip(columns[name].astype(np.int64), 0, num - 1) for name, num in ATOM_FEATURES.items()], 1)
+    junction = np.isin(topology.bonds, [star0, star1]).any(1)
+    bond_columns = {"order": topology.bond_orders, "ring": ring_bonds(topology), "junction": junction}
+    bond_feat = np.stack([bond_columns[name].astype(np.int64) for name in BOND_FEATURES], 1)
+    torsion_slot, torsion_moved = rotatable_bonds(topology)
+    stereo = np.concatenate([topology.stereo_centres[:, None], topology.stereo_neighbours], 1)
+    return {
+        "atom_feat": torch.from_numpy(atom_feat),
+        "represents": torch.from_numpy(stands_for),
+        "bond_index": torch.from_numpy(np.concatenate([topology.bonds, topology.bonds[:, ::-1]]).T.astype(np.int64).copy()),
+        "bond_feat": torch.from_numpy(np.concatenate([bond_feat, bond_feat])),
+        "key_slot": torch.from_numpy(topology.key_atoms.astype(np.int64))[None],
+        "frame_slot": torch.from_numpy(topology.frame_atoms.astype(np.int64))[None],
+        "link_slot": torch.from_numpy(topology.link_atoms.astype(np.int64))[None],
+        "torsion_slot": torch.from_numpy(torsion_slot.astype(np.int64)),
+        "torsion_moved": torch.from_numpy(torsion_moved),
+        "stereo_slot": torch.from_numpy(stereo.astype(np.int64)).reshape(-1, 4),
+        "token_id": torch.tensor(tokenise(topology.psmiles)),
+    }
+
+
+def condition(
+    topology: UnitTopology, num_units: int, handedness: NDArray[np.int8], seeds_ang: NDArray[np.float32] | None = None
+) -> Condition:
+    """A chain without coordinates, as a Condition of one chain.
+
+    Args:
+        topology: of the repeat unit.
+        num_units: N.
+        handedness: (N, c) signs of data_shards.chem.chain.tacticity_signs.
+        seeds_ang: (K, n, 3) geometries of the unit in any pose, for objectives that start from them.
+    """
+    graph = graph_tensors(topology)
+    sizes = {"graph_ptr": topology.num_atoms, "chain_ptr": num_units}
+    lengths = {"torsion_ptr": graph["torsion_slot"], "stereo_ptr": graph["stereo_slot"], "token_ptr": graph["token_id"]}
+    offsets = {name: torch.tensor([0, size]) for name, size in (sizes | {k: len(v) for k, v in lengths.items()}).items()}
+    signs = torch.zeros(num_units, topology.num_atoms)
+    signs[:, torch.from_numpy(topology.stereo_centres.astype(np.int64))] = torch.from_numpy(np.asarray(handedness, dtype=np.float32))
+    seeds = mask = None
+    if seeds_ang is not None:
+        x = torch.from_numpy(np.asarray(seeds_ang, dtype=np.float32))
+        frame = gram_schmidt(*x.double()[:, graph["frame_slot"][0]].unbind(1))
+        seeds = local_coordinates(frame, x.double()).float()[None]
+        mask = torch.ones(1, len(x), dtype=torch.bool)
+    return Condition(**offsets, **graph, handedness=signs.reshape(-1), seed_x_unit_ang=seeds, seed_mask=mask)
+
+
+def featurise(sample: PolymerSample, conformation: int, index: int = 0) -> ChainExample:
+    """One conformation of a sample, decomposed into unit frames.
+
+    Args:
+        sample: from a shard.
+        conformation: which of its K conformations.
+        index: place of the chain in the epoch's order.
+    """
+    topology, num_units = sample.topology, sample.num_units
+    slots = unit_slots(topology.key_atoms, topology.num_atoms, num_units)
+    x_ang = np.asarray(sample.heavy_ang[conformation], dtype=np.float64)
+    x_ang = x_ang - x_ang.mean(0)
+    units = x_ang[slots]  # (N, n, 3)
+    arms = units[:, topology.stereo_neighbours] - units[:, topology.stereo_centres[:, None]]  # (N, c, 3, 3)
+    given = condition(topology, num_units, np.sign(np.linalg.det(arms)).astype(np.int8))
+    per_unit = torch.zeros(num_units, dtype=torch.int64)
+    start = given.unit_position == 0
+    layout = chain_layout(given.key_slot[per_unit], given.atoms_per_unit, start, topology.num_atoms)
+    parts = decompose(
+        torch.from_numpy(x_ang.astype(np.float32)), layout, given.key_slot[per_unit], given.frame_slot[per_unit], given.link_slot[per_unit]
+    )
+    known = {f.name: getattr(given, f.name) for f in fields(Condition)}
+    return ChainExample(
+        Batch(
+            **known,
+            x_unit_ang=parts.x_unit_ang.reshape(-1, 3),
+            world_from_unit=parts.world_from_unit.rot,
+            origin_world_ang=parts.world_from_unit.trans,
+            link_dihedral_rad=parts.link_dihedral_rad,
+            index=torch.tensor([index]),
+        )
+    )
+
+
+def collate_conditions(items: Sequence[Condition]) -> Condition:
+    """Conditions of one or more chains each, packed into one."""
+    return Condition(**_pack(items, Condition))
+
+
+def collate(examples: Sequence[ChainExample]) -> Batch:
+    """Chains packed into a batch, in the order given."""
+    return Batch(**_pack([example.batch for example in examples], Batch))
+
+
+def _pack(items: Sequence[Condition], kind: type[Condition]) -> dict[str, Tensor | None]:
+    width = max(item.max_atoms for item in items)
+    shift = np.cumsum([0, *(len(item.atom_feat) for item in items[:-1])])
+    out: dict[str, Tensor | None] = {}
+    for name in (f.name for f in fields(kind)):
+        values = [getattr(item, name) for item in items]
+        if any(value is None for value in values):
+            out[name] = None
+        elif name.endswith("_ptr"):
+            out[name] = torch.cat([values[0].new_zeros(1), torch.cat([v.diff() for v in values]).cumsum(0)])
+        elif name in ("represents", "bond_index"):
+            out[name] = torch.cat([v + int(s) for v, s in zip(values, shift, strict=True)], -1)
+        elif name == "torsion_moved":
+            out[name] = torch.cat([_widen(v, 1, width) for v in values])
+        elif name in ("seed_x_unit_ang", "seed_mask"):
+            seeds = max(v.shape[1] for v in values)
+            widened = [_widen(v, 1, seeds) for v in values]
+            out[name] = torch.cat([_widen(v, 2, width) if v.ndim == 4 else v for v in widened])
+        else:
+            out[name] = torch.cat(values)
+    return out
+
+
+def _widen(value: Tensor, axis: int, size: int) -> Tensor:
+    shape = list(value.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([value, value.new_zeros(shape)], axis)
+
+
+def mirror(batch: Batch) -> Batch:
+    """The mirror image of every chain (docs/conventions.md): z, dihedrals and handedness change sign."""
+    flip = torch.tensor([1.0, 1.0, -1.0])
+    seeds = batch.seed_x_unit_ang
+    return replace(
+        batch,
+        x_unit_ang=batch.x_unit_ang * flip,
+        world_from_unit=flip[:, None] * batch.world_from_unit * flip,
+        origin_world_ang=batch.origin_world_ang * flip.double(),
+        link_dihedral_rad=-batch.link_dihedral_rad,
+        handedness=-batch.handedness,
+        seed_x_unit_ang=None if seeds is None else seeds * flip,
+    )
