@@ -59,7 +59,7 @@ def build_unit(psmiles: str) -> RepeatUnit:
         raise PolymerError(
             psmiles,
             "too-large",
-            f"the smallest repeat unit has {written.GetNumAtoms()} heavy atoms with its stars, the bound is {MAX_UNIT_ATOMS}; use a smaller unit",
+            f"the repeat unit has {written.GetNumAtoms()} heavy atoms with its stars, the bound is {MAX_UNIT_ATOMS}; use a smaller unit",
         )
     mol, key_atoms = substitute_stars(written, psmiles)
     strange = {str(bond.GetBondType()) for bond in mol.GetBonds()} - {str(kind) for kind in BOND_CODES}

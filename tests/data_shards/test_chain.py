@@ -70,7 +70,8 @@ def test_tacticity_of_polystyrene() -> None:
     isotactic = tacticity_signs(topology, 6, "isotactic", 0)
     syndiotactic = tacticity_signs(topology, 6, "syndiotactic", 0)
     atactic = tacticity_signs(topology, 200, "atactic", 0)
-    assert isotactic.shape == (6, 1) and len(np.unique(isotactic)) == 1
+    assert isotactic.shape == (6, 1)
+    assert len(np.unique(isotactic)) == 1
     assert (syndiotactic[1:] == -syndiotactic[:-1]).all()
     assert 70 < (atactic == 1).sum() < 130
     np.testing.assert_array_equal(atactic, tacticity_signs(topology, 200, "atactic", 0))
@@ -84,7 +85,9 @@ def test_tacticity_keeps_specified_centres() -> None:
     half = build_unit("*OC(C)C[C@H](CC)C(*)=O").topology
     signs = tacticity_signs(half, 40, "atactic", 7)
     fixed = half.stereo_specified != 0
-    assert fixed.sum() == 1 and (signs[:, fixed] == half.stereo_specified[fixed]).all() and len(np.unique(signs[:, ~fixed])) == 2
+    assert fixed.sum() == 1
+    assert (signs[:, fixed] == half.stereo_specified[fixed]).all()
+    assert len(np.unique(signs[:, ~fixed])) == 2
     syndiotactic = tacticity_signs(half, 4, "syndiotactic", 7)
     assert (syndiotactic[1:, ~fixed] == -syndiotactic[:-1, ~fixed]).all()
 
@@ -100,7 +103,8 @@ def test_handedness_is_written_as_tags() -> None:
         for tacticity in ("isotactic", "syndiotactic")
     )
     assert isotactic != syndiotactic
-    assert isotactic.count("@") and syndiotactic.count("@")
+    assert isotactic.count("@")
+    assert syndiotactic.count("@")
     ids = [code for _, code in Chem.FindMolChiralCenters(Chem.MolFromSmiles(isotactic), useLegacyImplementation=False)]
     assert len(ids) >= 3
 

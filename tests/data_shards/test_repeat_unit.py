@@ -14,7 +14,7 @@ from data_shards.errors import PolymerError
 
 # P-SMILES -> (elements, key atoms, hydrogens, cap hydrogens, junction order) of the canonical unit, written by hand
 UNITS = {
-    "[*]Oc1ccc(CC([*])=O)cc1": ("C O C C C C C C C O C C", (0, 1, 7, 8), (0, 0, 0, 1, 1, 0, 2, 0, 0, 0, 1, 1), (3, 1), 1),
+    "[*]Oc1ccc(CC([*])=O)cc1": ("C O C C C C C C O O C C", (0, 1, 7, 8), (0, 0, 0, 1, 1, 0, 2, 0, 0, 0, 1, 1), (3, 1), 1),
     "[*]CC([*])c1ccccc1": ("C C C C C C C C C C", (0, 1, 2, 3), (1, 2, 1, 2, 0, 1, 1, 1, 1, 1), (3, 3), 1),
     "[*]CC([*])(C)C(=O)OC": ("C C C C C C O O C", (0, 1, 2, 3), (0, 2, 0, 2, 3, 0, 0, 0, 3), (3, 3), 1),
     "[*]NC(=O)CCCCC([*])=O": ("C N C O C C C C C N O", (0, 1, 8, 9), (0, 1, 0, 0, 2, 2, 2, 2, 0, 1, 0), (3, 2), 1),
@@ -50,7 +50,8 @@ def test_substituted_unit_is_a_molecule(psmiles: str) -> None:
     assert unit.topology.elements[star0] == unit.topology.elements[nbr1]
     assert unit.topology.elements[star1] == unit.topology.elements[nbr0]
     bonds = unit.topology.bonds
-    assert (bonds[:, 0] < bonds[:, 1]).all() and (np.lexsort((bonds[:, 1], bonds[:, 0])) == np.arange(len(bonds))).all()
+    assert (bonds[:, 0] < bonds[:, 1]).all()
+    assert (np.lexsort((bonds[:, 1], bonds[:, 0])) == np.arange(len(bonds))).all()
 
 
 def test_a_junction_may_be_double() -> None:
@@ -139,7 +140,8 @@ def test_rings_limit_the_configurations() -> None:
         if not np.isin(topology.bonds[(topology.bonds == slot).any(1)], topology.key_atoms[[0, 3]]).any()
     ]
     relation = patterns[:, heads].prod(axis=1)
-    assert len(heads) == 2 and (relation == relation[0]).all()
+    assert len(heads) == 2
+    assert (relation == relation[0]).all()
     assert len(np.unique(patterns, axis=0)) == len(patterns) > 1
     assert {tuple(row) for row in patterns.tolist()} == {tuple(row) for row in (-patterns).tolist()}
 
