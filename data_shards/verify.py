@@ -45,14 +45,18 @@ def main(
         for _, shard in listed:
             found = shard_damages(opened, shard, limit=limit, quality=quality)
             damages += found
-            bar.advance(shard.num_samples, note=f"{len(damages)} damages" if damages else "")
+            bar.advance(shard.num_samples, note=f"damages: {len(damages)}" if damages else "")
     damages += set_damages(opened)
     for line in damages[:DAMAGES_SHOWN]:
         print(f"damaged: {line}")
     if damages:
         where = ", ".join(sorted({line.split(":", 1)[0] for line in damages}))
-        raise ShardError(f"{len(damages)} damages in {where}; copy these files again or rebuild the shards")
+        raise ShardError(f"{_count(damages)} in {where}; copy these files again or rebuild the shards")
     print(f"{shards}: {len(listed)} shards, {total} samples, every checksum and sample is right; fingerprint {opened.fingerprint[:16]}")
+
+
+def _count(damages: list[str]) -> str:
+    return "1 damage" if len(damages) == 1 else f"{len(damages)} damages"
 
 
 def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = None, quality: bool = False) -> list[str]:

@@ -90,6 +90,12 @@ def make_entry() -> Callable[[PolymerSample], SampleEntry]:
     return make
 
 
+@pytest.fixture(scope="session")
+def polymers() -> tuple[str, ...]:
+    """Ten real polymers: no stereocentre, one, open and ring backbones, double bonds, hetero atoms."""
+    return POLYMERS
+
+
 @pytest.fixture
 def write_table() -> Callable[..., Path]:
     """A CSV with one P-SMILES per row."""

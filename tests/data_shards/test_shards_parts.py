@@ -1,0 +1,312 @@
+"""Parts of the pipeline that need no chemistry: recipe, tables, split, staging, guards, Ray crew, progress."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from data_shards.errors import InputError, PolymerError
+from data_shards.manifest import MANIFEST_NAME
+from data_shards.pipeline import Crash, crew, rows_digest, split_groups
+from data_shards.progress import Bars, Plain, Silent
+from data_shards.recipe import FLAGS, BuildRecipe, make_recipe
+from data_shards.schema import PolymerSample
+from data_shards.sources import SOURCES, Row, read_table, read_textbook
+from data_shards.stages import Dropped, Finished, _guarded, from_staged, to_staged
+from data_shards.staging import Staging, check_out, open_staging, remove_old
+from data_shards.writer import encode
+
+Make = Callable[..., Any]
+RECIPE = make_recipe()
+
+
+# recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"num_units": 0}, r"^num_units 0 must be greater than or equal to 1; change --num-units$"),
+        ({"num_conformations": -1}, r"^num_conformations -1 must be .* 1; change --conformers$"),
+        ({"tacticity": "random"}, r"^tacticity 'random' must be 'isotactic', 'syndiotactic' or 'atactic'; change --tacticity$"),
+        ({"engine": "magic"}, r"^engine 'magic' must be 'grow'; change --engine$"),
+        ({"samples_per_shard": 0}, r"change --shard-size$"),
+        (
+            {"val_fraction": 0.6, "test_fraction": 0.4},
+            r"^val_fraction \+ test_fraction = 1 must be below 1; nothing would be left",
+        ),
+        ({"time_limit_sec": float("nan")}, r"change --time-limit$"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        make_recipe(**values)
+
+
+def test_every_field_changes_the_digest() -> None:
+    changes = {"tacticity": "isotactic", "holdout": ("aaaaaaaaaaaa",), "val_fraction": 0.1, "test_fraction": 0.1}
+    for name, field in BuildRecipe.model_fields.items():
+        if name == "engine":  # has one value only
+            continue
+        value = changes.get(name, None if isinstance(field.default, str | tuple) else field.default + 1)
+        assert make_recipe(**{name: value}).digest != RECIPE.digest, name
+    assert make_recipe(holdout=("b", "a", "b")).digest == make_recipe(holdout=("a", "b")).digest
+
+
+def test_the_command_offers_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    import inspect
+
+    from data_shards.build import main
+
+    flags = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
+    for name, field in BuildRecipe.model_fields.items():
+        flag = FLAGS.get(name, name).removeprefix("--").replace("-", "_")
+        if name not in ("holdout", "num_fragments"):
+            assert flags[flag] == field.default, name
+
+
+# tables
+
+
+def test_a_table_reads_the_same_from_every_format(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"name": ["PE", None, "x"], "PSMILES": ["*CC*", " *CO* ", None], "n": [1, 2, 3]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "a.csv.gz", index=False)
+    frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    frame.to_parquet(tmp_path / "a.parquet")
+    wanted = [Row(1, "*CC*", {"name": "PE"}), Row(2, "*CO*"), Row(3, "", {"name": "x"})]
+    for name in ("a.csv", "a.csv.gz", "a.tsv", "a.parquet"):
+        assert read_table(str(tmp_path / name)) == wanted, name
+    assert read_table(str(tmp_path / "a.parquet"), limit=2) == wanted[:2] == read_table(str(tmp_path / "a.csv"), limit=2)
+    assert [row.psmiles for row in read_table(str(tmp_path / "a.csv"), column="n")] == ["1", "2", "3"]
+    assert rows_digest(wanted) != rows_digest(wanted[:2])
+
+
+def test_the_column_is_found_by_its_usual_names(tmp_path: Path) -> None:
+    for name in ("psmiles", "PSMILES", "smiles", "SMILES", "P-SMILES"):
+        (tmp_path / "a.csv").write_text(f"id,{name}\n1,*CC*\n")
+        assert read_table(str(tmp_path / "a.csv"))[0].psmiles == "*CC*"
+    (tmp_path / "a.csv").write_text("SMILES,psmiles\nCC,*CC*\n")
+    assert read_table(str(tmp_path / "a.csv"))[0].psmiles == "*CC*"
+
+
+def _binary(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "sentence"),
+    [
+        ("nothing.csv", lambda path: None, r"nothing.csv does not exist; pass the table of polymers with --input"),
+        ("folder.csv", lambda path: path.mkdir(), r"folder.csv is a folder; pass a CSV or Parquet file"),
+        ("a.csv", lambda path: path.write_text(""), r"a.csv is empty; give a table with a header"),
+        ("a.csv", lambda path: path.write_text("psmiles\n"), r"a.csv has a header but no row"),
+        (
+            "a.csv",
+            lambda path: path.write_text("id,poly\n1,*CC*\n"),
+            r"a.csv has no column named psmiles or smiles; it has 'id', 'poly';",
+        ),
+        ("a.csv", _binary, r"a.csv cannot be read as a table \(.*\); give a CSV or Parquet file"),
+        ("a.parquet", _binary, r"a.parquet cannot be read as a table \(.*\); give a CSV or Parquet file"),
+        ("nothing.parquet", lambda path: None, r"nothing.parquet does not exist"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(tmp_path: Path, name: str, make: Callable[[Path], object], sentence: str) -> None:
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=sentence) as caught:
+        read_table(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_table_options_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("psmiles\n*CC*\n")
+    with pytest.raises(InputError, match=r"has no column 'x'; it has 'psmiles'; change --column"):
+        read_table(str(tmp_path / "a.csv"), column="x")
+    with pytest.raises(InputError, match=r"limit 0 must be >= 1; change --limit"):
+        read_table(str(tmp_path / "a.csv"), limit=0)
+    with pytest.raises(InputError, match=r"no table given; pass one with --input"):
+        SOURCES["table"](None)
+    with pytest.raises(InputError, match=r"--source textbook reads its own table, not a.csv"):
+        read_textbook("a.csv")
+    with pytest.raises(InputError, match=r"--source textbook has its own columns, not 'x'"):
+        read_textbook(column="x")
+
+
+# split
+
+
+def test_split_takes_whole_groups_by_rank() -> None:
+    groups = [hashlib.sha1(str(number).encode()).hexdigest()[:12] for number in range(400)]
+    split = split_groups(RECIPE, groups * 2)
+    sizes = {name: sum(1 for value in split.values() if value == name) for name in ("train", "val", "test")}
+    assert sizes == {"train": 360, "val": 20, "test": 20}
+    assert split_groups(RECIPE, list(reversed(groups))) == split
+    assert split_groups(make_recipe(split_seed=1), groups) != split
+
+
+@pytest.mark.parametrize(("count", "val", "test"), [(1, 0, 0), (9, 0, 0), (10, 1, 1), (12, 1, 1), (29, 1, 1), (30, 2, 2)])
+def test_small_sets_still_have_val_and_test(count: int, val: int, test: int) -> None:
+    split = split_groups(RECIPE, [f"g{number}" for number in range(count)])
+    values = list(split.values())
+    assert (values.count("val"), values.count("test")) == (val, test)
+    assert values.count("train") == count - val - test
+
+
+def test_few_groups_leave_some_for_training() -> None:
+    assert sorted(split_groups(RECIPE, ["a"] * 8 + ["b"] * 8).values()) == ["test", "train"]
+    assert sorted(split_groups(RECIPE, ["a"] * 20).values()) == ["train"]
+    assert set(split_groups(make_recipe(val_fraction=0, test_fraction=0), [f"g{n}" for n in range(50)]).values()) == {"train"}
+
+
+def test_holdout_goes_to_test_and_counts_towards_it() -> None:
+    groups = [f"g{number}" for number in range(100)]
+    split = split_groups(make_recipe(holdout=("g3", "g50", "elsewhere")), groups)
+    assert split["g3"] == split["g50"] == "test"
+    assert "elsewhere" not in split
+    assert sum(1 for value in split.values() if value == "test") == 5
+    many = split_groups(make_recipe(holdout=tuple(groups[:40])), groups)
+    assert sum(1 for value in many.values() if value == "test") == 40
+
+
+# staging
+
+
+def test_staging_survives_and_notices_torn_files(tmp_path: Path, make_sample: Make, make_entry: Make) -> None:
+    sample: PolymerSample = make_sample()
+    finished = Finished(make_entry(sample), encode(sample))
+    dropped = Dropped(7, "*C", "star-count", "one star")
+    assert from_staged(to_staged(finished)) == finished
+    assert from_staged(to_staged(dropped)) == dropped
+    for cut in (0, 5, 300, 2000, len(to_staged(finished)) - 1):
+        assert from_staged(to_staged(finished)[:cut]) is None
+    staging = Staging(tmp_path)
+    staging.put("abcd", finished)
+    assert staging.get("abcd") == finished
+    assert staging.get("abce") is None
+
+
+def test_an_output_folder_that_is_taken_is_named(tmp_path: Path) -> None:
+    rows = rows_digest([Row(1, "*CC*")])
+    assert check_out(tmp_path / "new", RECIPE, rows, False) is None
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file is a file; pass a folder with --out"):
+        check_out(tmp_path / "file", RECIPE, rows, True)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert check_out(out, RECIPE, rows, False) is None
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out holds other files; pass --overwrite"):
+        check_out(out, RECIPE, rows, False)
+    (out / MANIFEST_NAME).write_text("{}")
+    with pytest.raises(InputError, match=r"out already holds shards; pass --overwrite to replace them, or another --out"):
+        check_out(out, RECIPE, rows, False)
+    assert check_out(out, RECIPE, rows, True) is None
+    remove_old(out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_only_the_same_build_continues(tmp_path: Path, make_sample: Make, make_entry: Make) -> None:
+    out, rows = tmp_path / "out", rows_digest([Row(1, "*CC*")])
+    finished = Finished(make_entry(make_sample()), encode(make_sample()))
+    interrupted = open_staging(out, RECIPE, rows)
+    interrupted.__enter__().put("aa", finished)
+    assert not interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert check_out(out, RECIPE, rows, False) is None
+    with pytest.raises(InputError, match=r"holds an unfinished build of another recipe, table or software version; pass --overwrite"):
+        check_out(out, make_recipe(seed=1), rows, False)
+    again = open_staging(out, RECIPE, rows)
+    assert again.__enter__().get("aa") == finished
+    with pytest.raises(InputError, match=r"another process is building .*out; wait for it"):
+        open_staging(out, RECIPE, rows).__enter__()
+    assert not again.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with open_staging(out, make_recipe(seed=1), rows) as staging:
+        assert staging.get("aa") is None
+    assert list(out.iterdir()) == []
+
+
+# guards
+
+
+def _sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return "awake"
+
+
+def _swallow() -> None:
+    try:
+        time.sleep(5)
+    except Exception:
+        time.sleep(5)
+
+
+def test_whatever_goes_wrong_with_a_polymer_is_a_row() -> None:
+    row, quick = Row(3, "*CC*"), make_recipe(time_limit_sec=0.2)
+
+    def bad() -> None:
+        raise PolymerError("*CC*", "ladder", "four\nstars")
+
+    def defect() -> None:
+        raise ZeroDivisionError("by zero")
+
+    assert _guarded(RECIPE, row, lambda: 5) == 5
+    assert _guarded(RECIPE, row, bad) == Dropped(3, "*CC*", "ladder", "four stars")
+    assert _guarded(RECIPE, row, defect) == Dropped(3, "*CC*", "error:ZeroDivisionError", "by zero")
+    assert _guarded(quick, row, _swallow) == Dropped(3, "*CC*", "timeout", "took longer than 0.2 s; raise --time-limit")
+    assert _guarded(quick, row, lambda: _sleep(0.01)) == "awake"
+    time.sleep(0.3)  # the alarm is off: nothing is raised here
+
+
+# Ray
+
+
+def _task(word: str) -> str:
+    if word == "exit":
+        os._exit(1)
+    if word == "hang":
+        time.sleep(60)
+    if word == "defect":
+        raise ZeroDivisionError("outside the guard")
+    return word.upper()
+
+
+@pytest.mark.dist
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_a_worker_that_dies_or_hangs_takes_no_other_with_it() -> None:
+    import sys
+
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    words = ["a", "exit", "b", "hang", "c", "d"]
+    start = time.monotonic()
+    with crew(2) as unordered:
+        answers = dict(unordered(_task, words, 3.0))
+        assert {index: answer for index, answer in answers.items() if not isinstance(answer, Crash)} == {0: "A", 2: "B", 4: "C", 5: "D"}
+        assert isinstance(answers[1], Crash)
+        assert "the worker process died (WorkerCrashedError)" in answers[1].detail
+        assert isinstance(answers[3], Crash)
+        assert 4.5 < answers[3].seconds < 30
+        with pytest.raises(ZeroDivisionError, match="outside the guard"):
+            list(unordered(_task, ["defect"], 3.0))
+    assert time.monotonic() - start < 45
+
+
+# progress
+
+
+def test_progress_says_what_was_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_shards.progress.SECONDS_BETWEEN_LINES", 0.0)
+    for kind in (Plain(), Bars(), Silent()):
+        with kind.stage("conform", 5, 1) as bar:
+            bar.advance(2, note="dropped 1")
+            bar.advance()
+        kind.say("finished")
+        shown = capsys.readouterr().err
+        assert ("conform" in shown and "4/5" in shown and "dropped 1" in shown and "finished" in shown) != isinstance(kind, Silent)
