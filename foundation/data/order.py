@@ -1,0 +1,132 @@
+"""The order of samples as arithmetic of (seed, epoch, manifest). Nothing here knows ranks, workers or files.
+
+The samples of an epoch are shuffled, grouped by size, packed into micro-batches of at most token_budget atoms, and the micro-batches are
+shuffled. Epochs follow each other as one stream of micro-batches; a step takes the next micro_batches_per_step of them and may straddle
+two epochs, so no sample is left out and none comes twice in an epoch. The state of a reader is one integer, samples_seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.errors import ConfigError, InputError
+
+SIZE_RATIO = 1.25  # units within this factor in atoms share a bucket
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that are computed together.
+
+    Attributes:
+        epoch: from 0.
+        samples: indices into the split.
+        conformations: which conformation of each.
+        seen: samples of the stream up to and including these.
+        noise_seed: of the generator that draws its noise.
+    """
+
+    epoch: int
+    samples: tuple[int, ...]
+    conformations: tuple[int, ...]
+    seen: int
+    noise_seed: int
+
+
+def counter(*key: int | str) -> int:
+    """A 63-bit integer that depends on the key alone."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """The stream of micro-batches of one split.
+
+    Attributes:
+        atoms_per_unit, num_units, num_conformations: of every sample, in manifest order.
+        seed: of the shuffles.
+        token_budget: atoms of a micro-batch, num_units x atoms_per_unit summed.
+    """
+
+    atoms_per_unit: tuple[int, ...]
+    num_units: tuple[int, ...]
+    num_conformations: tuple[int, ...]
+    seed: int
+    token_budget: int
+
+    def __post_init__(self) -> None:
+        if not self.atoms_per_unit:
+            raise InputError("the training split has 0 samples, at least 1 is needed; build shards from more polymers")
+
+    def plan(self, epoch: int) -> list[MicroBatch]:
+        """All micro-batches of one epoch."""
+        return _plan(self, epoch)
+
+    def stream(self, samples_seen: int) -> Iterator[MicroBatch]:
+        """Micro-batches from where samples_seen samples have been read.
+
+        Raises:
+            InputError: samples_seen is not the end of a micro-batch of this order.
+        """
+        size = len(self.atoms_per_unit)
+        epoch, inside = divmod(samples_seen, size)
+        ends = [0, *(m.seen - epoch * size for m in self.plan(epoch))]
+        if inside not in ends:
+            raise InputError(f"samples_seen {samples_seen} is not the end of a micro-batch; the token budget or the seed has changed")
+        skip = ends.index(inside)
+        while True:
+            yield from self.plan(epoch)[skip:]
+            epoch, skip = epoch + 1, 0
+
+
+@lru_cache(maxsize=4)
+def _plan(order: Order, epoch: int) -> list[MicroBatch]:
+    rng = np.random.Generator(np.random.Philox(counter("epoch", order.seed, epoch)))
+    per_unit = np.array(order.atoms_per_unit)
+    atoms = per_unit * np.array(order.num_units)
+    bucket = np.floor(np.log(per_unit) / np.log(SIZE_RATIO)).astype(np.int64)
+    shuffled = rng.permutation(len(atoms))
+    shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]
+    groups = _pack(shuffled, atoms, order.token_budget)
+    seen = epoch * len(atoms)
+    plan = []
+    for g in rng.permutation(len(groups)):
+        samples = tuple(int(i) for i in groups[g])
+        seen += len(samples)
+        picks = tuple(counter("conformation", order.seed, epoch, i) % order.num_conformations[i] for i in samples)
+        plan.append(MicroBatch(epoch, samples, picks, seen, counter("noise", order.seed, epoch, samples[0])))
+    return plan
+
+
+def _pack(queue: NDArray[np.int64], atoms: NDArray[np.int64], budget: int) -> list[list[int]]:
+    """Fill micro-batches in the order of the queue; a sample over the budget comes alone."""
+    groups: list[list[int]] = []
+    room = 0
+    for i in queue.tolist():
+        if not groups or atoms[i] > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(i)
+        room -= int(atoms[i])
+    return groups
+
+
+def micro_batches_of_rank(micro_batches_per_step: int, rank: int, world_size: int) -> range:
+    """Which of a step's micro-batches a rank computes: every world_size-th.
+
+    Raises:
+        ConfigError: world_size does not divide micro_batches_per_step; the sizes that do are named.
+    """
+    if micro_batches_per_step % world_size:
+        fits = [n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0]
+        raise ConfigError(
+            f"world size {world_size} does not divide train.micro_batches_per_step {micro_batches_per_step}; use one of {fits} ranks"
+            f" or set train.micro_batches_per_step to a multiple of {world_size}"
+        )
+    return range(rank, micro_batches_per_step, world_size)

@@ -1,0 +1,81 @@
+"""Named runs. A recipe is a function that returns a whole configuration; a variant is another function."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from foundation.config import DataConfig, RunConfig, TrainConfig
+from foundation.errors import ConfigError
+from foundation.objectives.polyconfm.config import PolyConFMConfig
+
+
+def polyconfm_tiny() -> RunConfig:
+    """About 1 M parameters: the demo, tests, a laptop."""
+    return RunConfig(recipe="polyconfm_tiny", objective=PolyConFMConfig.tiny())
+
+
+def polyconfm_small() -> RunConfig:
+    """About 10 M parameters: one GPU, or a patient CPU."""
+    return RunConfig(
+        recipe="polyconfm_small",
+        objective=PolyConFMConfig.small(),
+        data=DataConfig(token_budget=16_384),
+        train=TrainConfig(lr=5e-4, num_steps=50_000, checkpoint_every=1000, validate_every=1000),
+    )
+
+
+def polyconfm_base() -> RunConfig:
+    """About 150 M parameters, the size of the paper."""
+    return RunConfig(
+        recipe="polyconfm_base",
+        objective=PolyConFMConfig.base(),
+        data=DataConfig(token_budget=32_768),
+        train=TrainConfig(
+            lr=2e-4,
+            num_steps=200_000,
+            micro_batches_per_step=16,
+            zero_stage=2,
+            precision="bf16",
+            checkpoint_every=2000,
+            validate_every=2000,
+        ),
+    )
+
+
+def polyconfm_large() -> RunConfig:
+    """About 500 M parameters."""
+    return RunConfig(
+        recipe="polyconfm_large",
+        objective=PolyConFMConfig.large(),
+        data=DataConfig(token_budget=32_768),
+        train=TrainConfig(
+            lr=1e-4,
+            num_steps=200_000,
+            micro_batches_per_step=32,
+            zero_stage=3,
+            precision="bf16",
+            checkpoint_every=2000,
+            validate_every=2000,
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "polyconfm_tiny": polyconfm_tiny,
+    "polyconfm_small": polyconfm_small,
+    "polyconfm_base": polyconfm_base,
+    "polyconfm_large": polyconfm_large,
+}
+
+
+def get_recipe(name: str) -> RunConfig:
+    """The configuration of a recipe.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
+        raise ConfigError(f"unknown recipe {name!r}; did you mean {close[0]!r}? The recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]()
