@@ -20,7 +20,7 @@ MANY_REASONS = 30
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="folder of the shards; made here")],
+    out: Annotated[str, typer.Option(help="folder of the shards, made here; or an fsspec address (s3://bucket/shards)")],
     input: Annotated[str | None, typer.Option(help="CSV, TSV or Parquet file with P-SMILES, or an fsspec address")] = None,
     source: Annotated[str, typer.Option(help="table (reads --input) or textbook (bundled well-known homopolymers)")] = "table",
     column: Annotated[str | None, typer.Option(help="column with the P-SMILES; by default psmiles or smiles, in any case")] = None,
@@ -54,6 +54,7 @@ def main(
     from data_shards.recipe import make_recipe
     from data_shards.sources import SOURCES
     from data_shards.staging import check_out
+    from data_shards.upload import build_remote, is_address
 
     if source not in SOURCES:
         raise InputError(f"source {source!r} must be one of {', '.join(SOURCES)}; change --source")
@@ -75,15 +76,24 @@ def main(
     )
     rows = SOURCES[source](input, column=column, limit=limit)
     bars = progress()
+
+    def build_local(folder: Path) -> Manifest:
+        replace = overwrite or is_address(out)
+        return pipeline.build(recipe, rows, folder, source=source, workers=workers, overwrite=replace, progress=bars)
+
     signal.signal(signal.SIGTERM, lambda number, frame: _interrupt())
     try:
         if dry_run:
-            check_out(out, recipe, pipeline.rows_digest(rows), overwrite)
+            if not is_address(out):
+                check_out(Path(out), recipe, pipeline.rows_digest(rows), overwrite)
             with pipeline.crew(0) as unordered:
                 plan = pipeline.prepare(recipe, rows, source, unordered, bars)
             _show_plan(plan, recipe, out)
             return
-        manifest = pipeline.build(recipe, rows, out, source=source, workers=workers, overwrite=overwrite, progress=bars)
+        if is_address(out):
+            manifest = build_remote(out, recipe, pipeline.rows_digest(rows), overwrite, bars, build_local)
+        else:
+            manifest = build_local(Path(out))
     except KeyboardInterrupt:
         raise Resumable("finished polymers are kept; the same command continues") from None
     show_funnel(manifest, out)
@@ -128,7 +138,7 @@ def read_holdout(path: Path) -> tuple[str, ...]:
     return tuple(groups)
 
 
-def show_funnel(manifest: Manifest, out: Path) -> None:
+def show_funnel(manifest: Manifest, out: str) -> None:
     """Print what went in, what came out and where the rest was lost."""
     from rich.console import Console
     from rich.table import Table
@@ -144,13 +154,13 @@ def show_funnel(manifest: Manifest, out: Path) -> None:
     for split, shards in manifest.splits.items():
         samples = sum(shard.num_samples for shard in shards)
         size_mb = sum(shard.bytes for shard in shards) / 1e6
-        table.add_row(f"  {split}", f"{samples}  ({len(shards)} shards, {size_mb:.1f} MB)")
+        table.add_row(f"  {split}", f"{samples}  (shards: {len(shards)}, {size_mb:.1f} MB)")
     Console().print(table)
     if funnel.dropped:
-        print(f"every dropped row with its reason: {out / 'funnel.csv'}")
+        print(f"every dropped row with its reason: {out.rstrip('/')}/funnel.csv")
 
 
-def _show_plan(plan: Plan, recipe: BuildRecipe, out: Path) -> None:
+def _show_plan(plan: Plan, recipe: BuildRecipe, out: str) -> None:
     from collections import Counter
 
     reasons = Counter(drop.reason for drop in plan.dropped)

@@ -217,40 +217,55 @@ def _picture(read: list[PolymerSample], one: PolymerSample, out: Path) -> None:
         axis.set_xlabel(label)
         axis.set_ylabel(count)
         axis.legend(frameon=False)
-    _draw_chain(figure.add_subplot(grid[:, 1], projection="3d"), one)
+    _draw_chain(figure.add_subplot(grid[:, 1]), one)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     plt.close(figure)
 
 
 def _draw_chain(axis: Any, sample: PolymerSample) -> None:
-    """First conformation of a chain, coloured by unit from the head to the tail."""
+    """First conformation, seen across its two longest directions, coloured by unit; near bonds cover far ones and are darker."""
     import matplotlib.pyplot as plt
     import numpy as np
-    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+    from matplotlib.collections import LineCollection
 
     from data_shards.schema import chain_bonds, chain_elements
 
     x = sample.heavy_ang[0].astype(np.float64)
     x = x - x.mean(axis=0)
-    x = x @ np.linalg.svd(x, full_matrices=False)[2].T  # longest direction along the page
-    own = sample.topology.num_atoms - 2
-    unit = np.clip((np.arange(len(x)) - 1) // own, 0, sample.num_units - 1)
-    colours = plt.get_cmap("turbo")(0.05 + 0.9 * unit / max(sample.num_units - 1, 1))
+    axes = np.linalg.svd(x, full_matrices=False)[2]
+    axes[2] *= np.sign(np.linalg.det(axes))  # a turn, not a mirror image: handedness is part of the chain
+    x = x @ axes.T  # along the page, up the page, towards the reader
     bonds, _ = chain_bonds(sample.topology, sample.num_units)
-    axis.add_collection3d(Line3DCollection(x[bonds], colors=colours[bonds[:, 1]], linewidths=2))
-    hetero = chain_elements(sample.topology, sample.num_units) != 6
-    axis.scatter(*x[~hetero].T, c=colours[~hetero], s=6, depthshade=False)
-    axis.scatter(*x[hetero].T, c=colours[hetero], s=34, edgecolors="black", linewidths=0.6, depthshade=False)
-    span = np.ptp(x, axis=0) + 2.0
-    axis.set_box_aspect(span, zoom=1.3)
-    for set_limit, width in zip((axis.set_xlim, axis.set_ylim, axis.set_zlim), span, strict=True):
-        set_limit(-width / 2, width / 2)
-    axis.view_init(elev=70, azim=-90)
+    unit = np.clip((np.arange(len(x)) - 1) // (sample.topology.num_atoms - 2), 0, sample.num_units - 1)
+    hetero = np.flatnonzero(chain_elements(sample.topology, sample.num_units) != 6)
+    ends = np.concatenate([x[bonds], np.stack([x[hetero], x[hetero] + 1e-3], axis=1)])  # (bonds + hetero atoms, 2, 3)
+    depth = ends[:, :, 2].mean(axis=1)
+    nearness = (depth - depth.min()) / max(np.ptp(depth), 1e-6)
+    owner = np.concatenate([bonds[:, 1], hetero])
+    colour = plt.get_cmap("turbo")(0.05 + 0.9 * unit[owner] / max(sample.num_units - 1, 1))
+    colour[:, :3] = 1 - (1 - colour[:, :3]) * (0.35 + 0.65 * nearness[:, None])
+    scale = min(1.0, 60 / np.ptp(x[:, 0]).clip(1))
+    width = np.where(np.arange(len(ends)) < len(bonds), 5.0, 13.0) * scale * (0.7 + 0.5 * nearness)
+    order = np.argsort(depth, kind="stable").repeat(2)  # every stroke twice: a dark rim, then the colour
+    rim = np.tile([True, False], len(ends))
+    shades = np.where(rim[:, None], (0.15, 0.15, 0.15, 1.0), colour[order])
+    lines = LineCollection(list(ends[order][:, :, :2]), colors=shades, linewidths=width[order] + np.where(rim, 1.6, 0.0) * scale)
+    lines.set_capstyle("round")
+    axis.add_collection(lines)
+    axis.set_aspect("equal")
+    axis.margins(0.05)
+    axis.autoscale_view()
+    left, low = axis.get_xlim()[0], axis.get_ylim()[0]
+    bar = 10 if np.ptp(x[:, 0]) > 30 else 2
+    axis.plot([left, left + bar], [low, low], color="black", linewidth=2)
+    axis.annotate(f"{bar} angstrom", (left + bar / 2, low), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
     axis.set_axis_off()
-    gyration, ends = (values[0] for values in chain_dimensions(sample))
-    title = f"{sample.topology.psmiles}, {sample.num_units} units, {len(x)} heavy atoms (hetero atoms ringed)"
-    axis.set_title(f"{title}\ncolour: unit 1 to {sample.num_units}; Rg {gyration:.1f}, end to end {ends:.1f} angstrom", fontsize=10)
+    gyration, distance = (values[0] for values in chain_dimensions(sample))
+    title = f"{sample.topology.psmiles}, {sample.num_units} units, {len(x)} heavy atoms (dots: not carbon)"
+    axis.set_title(
+        f"{title}\nblue: unit 1, red: unit {sample.num_units}; Rg {gyration:.1f}, end to end {distance:.1f} angstrom", fontsize=10
+    )
 
 
 if __name__ == "__main__":

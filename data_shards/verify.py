@@ -38,7 +38,7 @@ def main(
     listed = list(opened.manifest.shards())
     total = sum(shard.num_samples for _, shard in listed)
     if dry_run:
-        print(f"{shards}: {len(listed)} shards of {total} samples are there with the right sizes; contents not read (dry run)")
+        print(f"{shards}: {_shards(listed)} of {total} samples are there with the right sizes; contents not read (dry run)")
         return
     damages: list[str] = []
     with progress().stage("verify", total, unit="samples") as bar:
@@ -52,7 +52,11 @@ def main(
     if damages:
         where = ", ".join(sorted({line.split(":", 1)[0] for line in damages}))
         raise ShardError(f"{_count(damages)} in {where}; copy these files again or rebuild the shards")
-    print(f"{shards}: {len(listed)} shards, {total} samples, every checksum and sample is right; fingerprint {opened.fingerprint[:16]}")
+    print(f"{shards}: {total} samples in {_shards(listed)}: every checksum and sample is right; fingerprint {opened.fingerprint[:16]}")
+
+
+def _shards(listed: list[tuple[str, ShardEntry]]) -> str:
+    return "1 shard" if len(listed) == 1 else f"{len(listed)} shards"
 
 
 def _count(damages: list[str]) -> str:

@@ -325,6 +325,41 @@ def test_holdout_goes_to_test(tmp_path: Path, write_table: Make, capsys: pytest.
     assert "held.txt names no polymer" in capsys.readouterr().err
 
 
+def test_an_address_gets_the_same_bytes(
+    built: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fsspec
+
+    from data_shards import upload
+
+    memory = fsspec.filesystem("memory")
+    monkeypatch.chdir(tmp_path)
+    words = ("--input", table, "--out", "memory://bucket/built", "--max-atoms-per-unit", 20, *SIZE)
+
+    def killed(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(memory), "put_file", killed)
+            assert command(build.app, *words) == 3
+        assert not memory.exists("/bucket/built/manifest.json")
+        with monkeypatch.context() as patch:
+            patch.setattr("data_shards.pipeline.build", killed)  # the polymers are done: only the upload is repeated
+            assert command(build.app, *words) == 0
+        assert {path.rsplit("/", 1)[-1]: memory.cat_file(path) for path in memory.ls("/bucket/built", detail=False)} == files(built)
+        assert not list((tmp_path / upload.SCRATCH).iterdir())
+        assert command(verify.app, "memory://bucket/built") == 0
+        assert command(build.app, *words) == 2
+        assert "memory://bucket/built already holds shards; pass --overwrite" in capsys.readouterr().err
+        assert command(build.app, "--input", table, "--out", "memory://bucket/built", "--limit", 1, "--overwrite", *SIZE) == 0
+        assert open_shards("memory://bucket/built").manifest.funnel.kept == 1
+        assert command(build.app, "--input", table, "--out", "nosuch://bucket/built", *SIZE) == 2
+        assert "nosuch://bucket/built cannot be used" in capsys.readouterr().err
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
 # verify
 
 
@@ -343,7 +378,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_a_whole_set_is_verified(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(verify.app, built, "--quality") == 0
-    assert "4 shards, 10 samples, every checksum and sample is right" in capsys.readouterr().out
+    assert "10 samples in 4 shards: every checksum and sample is right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("member", ["heavy.npy", "hydrogen.npy", "json", "topology.npz"])
@@ -481,6 +516,22 @@ def test_stock_webdataset_reads_what_build_wrote(built: Path) -> None:
     read = list(webdataset.WebDataset([str(built / "train-000000.tar"), str(built / "train-000001.tar")], shardshuffle=False))
     assert [item["__key__"] for item in read] == [entry.key for entry in entries]
     assert [decode(item).topology.psmiles for item in read] == [entry.psmiles for entry in entries]
+
+
+def test_the_page_about_shards_reads_shards(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "shards.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "x").symlink_to(built)
+    monkeypatch.chdir(tmp_path)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    said = capsys.readouterr().out
+    for entry in open_shards(built).samples("train"):
+        assert said.count(f"{entry.key} {entry.psmiles}") == 2
 
 
 @pytest.mark.parametrize("name", ["build", "show", "verify"])
