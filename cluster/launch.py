@@ -1,0 +1,120 @@
+"""Run a YAML as a job: `ray job submit cluster/pretrain.yaml [key=value ...]`.
+
+The YAML is a program: its first line calls this module. On a machine without a cluster the same file runs on a Ray of its own:
+`python -m cluster.launch cluster/smoke.yaml`.
+"""
+
+from __future__ import annotations
+
+from cluster import interpreter
+
+if __name__ == "__main__":
+    interpreter.ensure()  # before anything that only the right Python has
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_shards.console import run
+
+if TYPE_CHECKING:
+    from cluster.spec import PretrainSpec, SmokeSpec
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    file: Annotated[Path, typer.Argument(help="cluster/pretrain.yaml, cluster/preprocess.yaml, cluster/smoke.yaml or one of yours")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="field of the file (out=runs/x, resources.num_workers=2) or recipe (train.lr=1e-3)"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and print the plan; start and write nothing")] = False,
+) -> None:
+    """Run a YAML as a job on the Ray cluster that it was submitted to, or on this machine.
+
+    Exit 0 done, 2 bad input, 3 stopped but resumable.
+    """
+    from cluster.spec import PreprocessSpec, SmokeSpec, load_spec
+
+    spec = load_spec(file, assignments or [])
+    if isinstance(spec, PreprocessSpec):
+        build_shards(dict(spec.build), dry_run=dry_run)
+        return
+    with connected() as resources:
+        pretrain(spec, resources, dry_run=dry_run, build=spec.build if isinstance(spec, SmokeSpec) else None)
+
+
+def pretrain(spec: PretrainSpec | SmokeSpec, resources: dict[str, float], *, dry_run: bool, build: dict[str, object] | None) -> None:
+    """Plan, check, train.
+
+    Args:
+        spec: as read.
+        resources: of the whole cluster.
+        dry_run: stop before anything is started or written.
+        build: options of data_shards.build where shards are to be made first (a finished build is kept as it is).
+    """
+    from cluster import preflight, workers
+    from cluster.plan import make_plan
+
+    plan = make_plan(spec, resources)
+    say(plan.lines())
+    if build is not None:
+        build_shards({**build, "out": plan.shards}, dry_run=dry_run)
+    if dry_run:
+        say(["dry run: nothing was started or written"])
+        return
+    say(preflight.check(plan))
+    workers.fit(plan)
+    say([f"done: {plan.config.train.num_steps} steps in {plan.out}"])
+
+
+def build_shards(options: dict[str, object], *, dry_run: bool) -> None:
+    """`python -m data_shards.build` with options from a YAML, on the cluster of this job."""
+    from cluster.paths import resolve
+    from cluster.spec import build_arguments
+    from data_shards.build import app as build
+
+    for name in ("input", "out", "holdout"):
+        if options.get(name):
+            options[name] = resolve(str(options[name]))
+    arguments = build_arguments(options) + (["--dry-run"] if dry_run else [])
+    say([f"data_shards.build {' '.join(arguments)}"])
+    build(arguments, standalone_mode=False)
+
+
+@contextmanager
+def connected() -> Iterator[dict[str, float]]:
+    """Connect to the cluster of this job, or start one on this machine and stop it afterwards.
+
+    Yields:
+        The resources of the whole cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="warning")
+    else:
+        ray.init(address="local", include_dashboard=False, logging_level="warning")
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def say(lines: list[str]) -> None:
+    """Plain lines to standard error, where logs go."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,108 @@
+"""From what a YAML asks and what the cluster has to what will run: pure arithmetic, nothing is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.paths import resolve
+from cluster.spec import PretrainSpec
+from data_shards.errors import InputError
+
+if TYPE_CHECKING:
+    from foundation.config import RunConfig
+
+CPU_RECIPE, GPU_RECIPE = "polyconfm_tiny", "polyconfm_small"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training job, every choice made."""
+
+    config: RunConfig
+    shards: str  # absolute path or fsspec address
+    out: str  # absolute path
+    num_workers: int
+    gpus_per_worker: float
+    cpus_per_worker: float
+    max_failures: int
+    verify: str  # checksums | sizes
+    notes: tuple[str, ...]  # what the user may want to know about the choices
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        device = f"{self.gpus_per_worker:g} GPU + " if self.gpus_per_worker else ""
+        train = self.config.train
+        return [
+            f"recipe   {self.config.recipe}, {train.num_steps} steps, {train.micro_batches_per_step} micro-batches a step",
+            f"shards   {self.shards}",
+            f"out      {self.out}",
+            f"workers  {self.num_workers} x ({device}{self.cpus_per_worker:g} CPU), at most {self.max_failures} restarts",
+            *(f"note     {note}" for note in self.notes),
+        ]
+
+
+def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
+    """Choose recipe, workers and paths.
+
+    Args:
+        spec: as read from the YAML.
+        available: resources of the whole cluster, such as {"CPU": 16, "GPU": 2}.
+
+    Raises:
+        InputError: the recipe or one of its keys is unknown, the cluster is too small, or the workers do not divide the micro-batches.
+    """
+    from foundation.config import apply_overrides
+    from foundation.recipes import get_recipe
+
+    asked = spec.resources
+    gpus, cpus = available.get("GPU", 0.0), available.get("CPU", 0.0)
+    gpus_per_worker = (1.0 if gpus >= 1 else 0.0) if asked.gpus_per_worker == "auto" else float(asked.gpus_per_worker)
+    recipe = spec.recipe if spec.recipe != "auto" else (GPU_RECIPE if gpus_per_worker else CPU_RECIPE)
+    config = apply_overrides(get_recipe(recipe), [_as_override(key, value) for key, value in spec.overrides.items()])
+    most = int(min(cpus // asked.cpus_per_worker, gpus // gpus_per_worker if gpus_per_worker else cpus))
+    micro_batches = config.train.micro_batches_per_step
+    notes = []
+    if asked.num_workers == "auto":
+        if most < 1:
+            raise InputError(_too_small(1, asked.cpus_per_worker, gpus_per_worker, available))
+        num_workers = max(w for w in range(1, min(most, micro_batches) + 1) if micro_batches % w == 0)
+        if num_workers < most:
+            notes.append(
+                f"the cluster has room for {most} workers; train.micro_batches_per_step={micro_batches} lets {num_workers} work, "
+                f"train.micro_batches_per_step={most} would use all"
+            )
+    else:
+        num_workers = asked.num_workers
+        if num_workers > most:
+            raise InputError(_too_small(num_workers, asked.cpus_per_worker, gpus_per_worker, available))
+    if micro_batches % num_workers:
+        raise InputError(
+            f"train.micro_batches_per_step {micro_batches} must be a multiple of resources.num_workers {num_workers}; "
+            f"set train.micro_batches_per_step={num_workers * max(1, round(micro_batches / num_workers))} or resources.num_workers=auto"
+        )
+    if "://" in spec.out:
+        raise InputError(f"out {spec.out!r} must be a folder that every node sees, such as one on NFS; checkpoints are committed by rename")
+    return Plan(
+        config=config,
+        shards=resolve(spec.shards),
+        out=resolve(spec.out),
+        num_workers=num_workers,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=asked.cpus_per_worker,
+        max_failures=asked.max_failures,
+        verify=spec.verify,
+        notes=tuple(notes),
+    )
+
+
+def _as_override(key: str, value: object) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _too_small(num_workers: int, cpus: float, gpus: float, available: Mapping[str, float]) -> str:
+    needs = f"{num_workers} x {cpus:g} CPU" + (f" and {num_workers} x {gpus:g} GPU" if gpus else "")
+    has = f"{available.get('CPU', 0):g} CPU and {available.get('GPU', 0):g} GPU"
+    return f"the job needs {needs}, the cluster has {has}; lower resources.num_workers or add nodes"

@@ -1,0 +1,181 @@
+"""What a cluster YAML may say: strict, with one sentence for every mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_shards.errors import InputError
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(Strict):
+    """What a training job asks of the cluster."""
+
+    num_workers: Literal["auto"] | int = Field("auto", ge=1, description="training processes; auto takes what the cluster has")
+    gpus_per_worker: Literal["auto"] | float = Field("auto", ge=0, description="auto: 1 where the cluster has GPUs, else 0")
+    cpus_per_worker: float = Field(1, gt=0, description="CPU cores that Ray sets aside per worker; whole cores become its threads")
+    max_failures: int = Field(3, ge=0, description="lost workers or nodes after which training continues from its last checkpoint")
+
+
+class PreprocessSpec(Strict):
+    """Polymers to shards, as a job."""
+
+    kind: Literal["preprocess"]
+    build: dict[str, Any] = Field(description="options of `python -m data_shards.build`, with underscores")
+
+
+class PretrainSpec(Strict):
+    """Shards to a pretrained model, as a job."""
+
+    kind: Literal["pretrain"]
+    recipe: str = Field("auto", description="recipe of foundation.pretrain; auto: polyconfm_small on GPUs, polyconfm_tiny on CPUs")
+    shards: str = Field(description="shard folder or fsspec address; a relative path starts where the head was started")
+    out: str = Field(description="run folder; must be seen by every node")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="dotted keys of the recipe, such as train.num_steps")
+    verify: Literal["checksums", "sizes"] = Field("checksums", description="how closely shards are checked before workers start")
+    resources: Resources = Field(default_factory=Resources)
+
+
+class SmokeSpec(PretrainSpec):
+    """The whole way in miniature: build shards where there are none, then a few steps of training."""
+
+    kind: Literal["smoke"]  # type: ignore[assignment]
+    build: dict[str, Any] = Field(description="options of `python -m data_shards.build`, with underscores; its out is `shards`")
+
+
+Spec = PreprocessSpec | PretrainSpec | SmokeSpec
+KINDS: dict[str, type[PreprocessSpec] | type[PretrainSpec]] = {
+    "preprocess": PreprocessSpec,
+    "pretrain": PretrainSpec,
+    "smoke": SmokeSpec,
+}
+
+
+def load_spec(path: Path, assignments: Sequence[str]) -> Spec:
+    """Read a YAML file and lay the assignments of the command line over it.
+
+    Args:
+        path: YAML file.
+        assignments: `key=value`. A key whose first part is a field of the spec (`out`, `resources.num_workers`, `build.limit`) changes
+            that field; every other dotted key (`train.num_steps`, `deepspeed.*`) changes the recipe.
+
+    Raises:
+        InputError: the file cannot be read or is not a mapping; a key is unknown; a value is out of bounds.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); pass a YAML file such as cluster/pretrain.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}); mend the file") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold keys and values, found {type(content).__name__}; see cluster/pretrain.yaml")
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"{path}: kind {kind!r} must be one of {', '.join(KINDS)}{_nearest(str(kind), KINDS)}")
+    model = KINDS[kind]
+    for assignment in assignments:
+        _assign(content, assignment, model)
+    try:
+        spec = model.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_sentence(error, model)}") from None
+    _check_build(path, spec)
+    return spec
+
+
+def _assign(content: dict[str, Any], assignment: str, model: type[BaseModel]) -> None:
+    """Put one `key=value` where it belongs."""
+    key, equals, text = assignment.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"{assignment!r} must be key=value, such as train.num_steps=100")
+    if key == "kind":
+        raise InputError(f"{assignment!r}: the kind of a job cannot be changed here; submit another file")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if parts[0] not in model.model_fields:
+        if "overrides" not in model.model_fields or len(parts) == 1:
+            raise InputError(f"unknown key {key!r}{_nearest(key, model.model_fields)}")
+        parts = ["overrides", key]
+    elif parts[0] in ("overrides", "build"):
+        parts = [parts[0], ".".join(parts[1:])]
+    target: Any = content
+    for depth, part in enumerate(parts[:-1]):
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise InputError(f"{assignment!r}: {'.'.join(parts[: depth + 1])} is not a group of keys")
+    if not parts[-1]:
+        raise InputError(f"{assignment!r} replaces the whole group {parts[0]}; name one key, such as {parts[0]}.{_example(parts[0])}")
+    target[parts[-1]] = value
+
+
+def _example(group: str) -> str:
+    return {"build": "limit=8", "overrides": "train.num_steps=100"}[group]
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake that pydantic found, in words."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "int", "float", "constrained"))]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        fields = Resources.model_fields if path[:1] == ["resources"] else model.model_fields
+        return f"unknown key {name!r}{_nearest(path[-1], fields)}"
+    if first["type"] == "missing":
+        return f"{name} is missing; {model.model_fields[path[0]].description}"
+    bounds = [e["msg"].removeprefix("Input should be ") for e in error.errors() if [str(p) for p in e["loc"]][: len(path)] == path]
+    return f"{name} {first['input']!r} must be {' or '.join(dict.fromkeys(bounds))}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' where something is close, else the list."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def build_options() -> Mapping[str, Any]:
+    """Options of `python -m data_shards.build`, by name."""
+    import inspect
+
+    from data_shards.build import main
+
+    return inspect.signature(main).parameters
+
+
+def _check_build(path: Path, spec: Spec) -> None:
+    """Every key of `build` must be an option of the command."""
+    if not isinstance(spec, PreprocessSpec | SmokeSpec):
+        return
+    known = [name for name in build_options() if not (isinstance(spec, SmokeSpec) and name == "out")]
+    for key in spec.build:
+        if key not in known:
+            raise InputError(f"{path}: unknown key 'build.{key}'{_nearest(key, known)}")
+    if isinstance(spec, PreprocessSpec) and not spec.build.get("out"):
+        raise InputError(f"{path}: build.out is missing; name the folder that the shards go to")
+
+
+def build_arguments(build: Mapping[str, Any]) -> list[str]:
+    """Options of a YAML as the command line of `python -m data_shards.build`."""
+    arguments = []
+    for key, value in build.items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            arguments += [flag] if value else []
+        elif value is not None:
+            arguments += [flag, str(value)]
+    return arguments
