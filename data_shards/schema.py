@@ -94,6 +94,25 @@ def unit_slots(key_atoms: NDArray[np.int32], num_atoms: int, num_units: int) -> 
     return slots
 
 
+def atom_owners(key_atoms: NDArray[np.int32], num_atoms: int, num_units: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Inverse of unit_slots.
+
+    Args:
+        key_atoms: (4,) slots of star0, nbr0, nbr1, star1.
+        num_atoms: n, heavy atoms of a unit with its stars.
+        num_units: N.
+
+    Returns:
+        (H,) unit and (H,) slot of every heavy atom. A cap belongs to the unit that it ends and keeps its star's slot.
+    """
+    star0, star1 = int(key_atoms[0]), int(key_atoms[3])
+    own = np.setdiff1d(np.arange(num_atoms), [star0, star1])
+    inner = np.arange(num_units * len(own))
+    unit = np.concatenate([[0], inner // len(own), [num_units - 1]])
+    slot = np.concatenate([[star0], own[inner % len(own)], [star1]])
+    return unit, slot
+
+
 def chain_elements(topology: UnitTopology, num_units: int) -> NDArray[np.uint8]:
     """(H,) atomic numbers of the chain's heavy atoms."""
     slots = unit_slots(topology.key_atoms, topology.num_atoms, num_units)

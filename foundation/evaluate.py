@@ -1,0 +1,80 @@
+"""Measure a model on a split: `python -m foundation.evaluate --checkpoint runs/y --shards shards/x --split test --out runs/y/eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_shards.console import run
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder or small")],
+    shards: Annotated[str, typer.Option(help="shard folder, local or any fsspec address")],
+    out: Annotated[Path, typer.Option(help="folder of results.json, table.md and figures; made here")],
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    num: Annotated[int, typer.Option(help="conformations per polymer and method")] = 4,
+    limit: Annotated[int | None, typer.Option(help="evaluate at most this many polymers of the split")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the conformations, the baselines and the intervals")] = 0,
+    batch_atoms: Annotated[int, typer.Option(help="atoms of one batch, heavy atoms of all units; less needs less memory")] = 20_000,
+    train_limit: Annotated[int, typer.Option(help="training polymers read for the histogram baseline")] = 1000,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an evaluation that lies in --out")] = False,
+) -> None:
+    """Metrics with 95 % intervals, trivial baselines beside them. Exit 0 done, 2 bad input."""
+    from foundation.sampling.request import check_numbers, check_seed
+
+    check_numbers(num=num, limit=limit, batch_atoms=batch_atoms, train_limit=train_limit)
+    check_seed(seed)
+    check_folder(out, overwrite)
+
+    from data_shards.progress import progress
+    from data_shards.reader import open_shards
+    from foundation.evaluation import figures, table
+    from foundation.evaluation.protocol import Settings, evaluate, results_of, select
+    from foundation.sampling.provenance import provenance, write_json
+    from foundation.sampling.run import choose_device
+    from foundation.train.checkpoint import load_model
+
+    settings = Settings(split, num, limit, seed, batch_atoms, train_limit)
+    opened = open_shards(shards)
+    entries = select(opened, settings)
+    where = choose_device(device)
+    model, _ = load_model(checkpoint)
+    if dry_run:
+        print(f"{len(entries)} polymers of {split}, {num} conformations by the model and each baseline, on {where}")
+        print(f"dry run: nothing was written to {out}")
+        return
+    records = evaluate(model.to(where), opened, settings, where, progress())
+    origin = {**provenance(model, checkpoint), "shards": {"path": shards, "fingerprint": opened.fingerprint}, "device": str(where)}
+    results = results_of(records, settings, len(opened.samples("train")[:train_limit]), origin)
+    out.mkdir(parents=True, exist_ok=True)
+    names = figures.draw(results, out)
+    (out / "table.md").write_text(table.markdown(results, names))
+    write_json(out / "results.json", results)  # last: its presence says that the evaluation is whole
+    table.show(results)
+    print(f"results: {out / 'results.json'}, table.md, {', '.join(names)}")
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Refuse to write over an evaluation.
+
+    Raises:
+        InputError: out is a file, or holds results and overwrite is False.
+    """
+    from foundation.errors import InputError
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    if (out / "results.json").exists() and not overwrite:
+        raise InputError(f"{out} holds results.json already; choose another --out or pass --overwrite")
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,67 @@
+"""Intervals by resampling polymers, seeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.evaluation.metrics import jensen_shannon_bits
+
+NUM_RESAMPLES = 2000
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; None where no polymer has a value."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    num_polymers: int
+
+
+def resample_weights(num_polymers: int, seed: int) -> NDArray[np.float64]:
+    """(NUM_RESAMPLES, P) how often each polymer is drawn, with replacement, in each resample."""
+    rng = np.random.default_rng([seed, num_polymers])
+    return rng.multinomial(num_polymers, np.full(num_polymers, 1.0 / num_polymers), size=NUM_RESAMPLES).astype(np.float64)
+
+
+def mean_over_polymers(values: NDArray[np.floating], seed: int) -> Estimate:
+    """Mean and percentile interval.
+
+    Args:
+        values: (P,) one number a polymer, NaN where it has none.
+        seed: of the resamples.
+
+    Source: Efron, Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    """
+    known = values[np.isfinite(values)]
+    if len(known) == 0:
+        return Estimate(None, None, None, 0)
+    means = resample_weights(len(known), seed) @ known / len(known)
+    return _estimate(float(known.mean()), means, len(known))
+
+
+def pooled_divergence(generated: NDArray[np.floating], reference: NDArray[np.floating], seed: int) -> Estimate:
+    """Jensen-Shannon divergence, in bits, of histograms pooled over polymers.
+
+    Args:
+        generated, reference: (P, M) counts a polymer. A polymer without counts on either side is left out.
+        seed: of the resamples.
+    """
+    known = (generated.sum(1) > 0) & (reference.sum(1) > 0)
+    if not known.any():
+        return Estimate(None, None, None, 0)
+    generated, reference = generated[known], reference[known]
+    weights = resample_weights(len(generated), seed)
+    spread = jensen_shannon_bits(weights @ generated, weights @ reference)
+    value = float(jensen_shannon_bits(generated.sum(0), reference.sum(0)))
+    return _estimate(value, spread, len(generated))
+
+
+def _estimate(value: float, spread: NDArray[np.floating], num_polymers: int) -> Estimate:
+    low, high = np.quantile(spread, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return Estimate(value, float(low), float(high), num_polymers)

@@ -1,0 +1,88 @@
+"""Figures of an evaluation, drawn from results.json alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "reference": "black",
+    "model": "#d1495b",
+    "grow engine": "#30638e",
+    "random links": "#9aa0a6",
+    "train histogram": "#edae49",
+    "extended": "#66a182",
+}
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[str]:
+    """Write the figures of an evaluation.
+
+    Args:
+        results: content of results.json.
+        folder: where the PNG files go.
+
+    Returns:
+        File names.
+    """
+    from matplotlib.figure import Figure
+
+    names = []
+    for name, plot in (("link_dihedrals.png", _links), ("chain_size.png", _sizes), ("bond_errors.png", _bonds)):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        plot(figure.add_subplot(), results)
+        figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+        names.append(name)
+    return names
+
+
+def _links(axes: Axes, results: dict[str, Any]) -> None:
+    bins = results["distributions"]["link_bins"]
+    edges = np.linspace(-180, 180, bins + 1)
+    for method in ("reference", "model", "grow engine", "train histogram", "random links"):
+        counts = np.array(results["distributions"]["link_counts"].get(method, []))
+        if counts.sum() > 0:
+            width = 2.0 if method in ("reference", "model") else 1.0
+            axes.stairs(counts / counts.sum() / (360 / bins), edges, color=COLOURS[method], label=_named(results, method), linewidth=width)
+    axes.set(xlabel="link dihedral, degree", ylabel="density, 1 / degree", xlim=(-180, 180), xticks=np.arange(-180, 181, 60))
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(f"Link dihedrals of {results['protocol']['num_polymers']} polymers", fontsize=10, loc="left")
+
+
+def _named(results: dict[str, Any], method: str) -> str:
+    estimate = results["metrics"]["link_dihedral_pooled_jsd_bits"]["methods"].get(method)
+    return method if estimate is None else f"{method}, divergence {estimate['value']:.3f} bit"
+
+
+def _sizes(axes: Axes, results: dict[str, Any]) -> None:
+    ratios = {m: v for m, v in results["distributions"]["size_ratio"].items() if v}
+    axes.boxplot(list(ratios.values()), orientation="horizontal", widths=0.6, showfliers=False, medianprops={"color": "black"})
+    rng = np.random.default_rng(0)  # spreads the points so that they can be told apart
+    for row, (method, values) in enumerate(ratios.items(), start=1):
+        height = row + rng.uniform(-0.2, 0.2, len(values))
+        axes.plot(values, height, ".", markersize=3, alpha=0.5, color=COLOURS.get(method, "grey"))
+    axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(1, len(ratios) + 1), [f"{m} (n = {len(v)})" for m, v in ratios.items()])
+    axes.invert_yaxis()
+    axes.set(xlabel="radius of gyration / mean of the polymer's references", xscale="log")
+    axes.set_title("Size of the chains", fontsize=10, loc="left")
+
+
+def _bonds(axes: Axes, results: dict[str, Any]) -> None:
+    edges = np.array(results["distributions"]["bond_error_edges_ang"])
+    for method in ("reference", "model", "random links"):
+        counts = np.array(results["distributions"]["bond_error_counts"].get(method, []))
+        if counts.sum() > 0:
+            beyond = counts[-1] / counts.sum()
+            label = f"{method} ({beyond:.1%} beyond {edges[-1]:g})" if beyond else method
+            axes.stairs(counts[:-1] / counts.sum() / np.diff(edges), edges, color=COLOURS[method], label=label)
+    axes.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="|bond length - MMFF94 equilibrium|, angstrom", ylabel="density, 1 / angstrom", xlim=(0, edges[-1]), yscale="log")
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title("Bonds between heavy atoms", fontsize=10, loc="left")

@@ -1,0 +1,206 @@
+"""Measures of conformations, vectorised over atoms, units and conformations. METRICS names each with its unit and protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from foundation.geometry.align import kabsch
+from foundation.geometry.torsions import dihedral
+from foundation.units import BITS_PER_NAT, DEG_PER_RAD
+
+NUM_BINS = 36  # ten degrees each
+BOND_TOLERANCE_ANG = 0.1
+COVALENT_FACTOR = 1.3  # atoms closer than this times the sum of covalent radii count as bonded when bonds are read from distances
+ALIGN_CYCLES, ALIGN_CUTOFF = 5, 2.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means.
+
+    Attributes:
+        unit: of the number.
+        protocol: how it is measured, one sentence.
+        better: low, high, or neither where only the distance from the reference counts.
+        failures: how a conformation that failed enters: zero (a fraction of the attempts) or absent (measured on those that exist).
+    """
+
+    unit: str
+    protocol: str
+    better: Literal["low", "high", "reference"] = "low"
+    failures: Literal["zero", "absent"] = "absent"
+
+
+METRICS: dict[str, Metric] = {
+    "bond_mae_mmff_ang": Metric("angstrom", "mean |length - MMFF94 equilibrium| over bonds between heavy atoms"),
+    "bond_within_mmff_fraction": Metric(
+        "fraction", f"bonds within {BOND_TOLERANCE_ANG:g} angstrom of MMFF94 equilibrium, of all attempted", "high", "zero"
+    ),
+    "bond_mae_reference_ang": Metric("angstrom", "mean |length - mean length of the same bond of the unit in the references|"),
+    "angle_mae_mmff_deg": Metric("degree", "mean |angle - MMFF94 equilibrium| over angles between heavy atoms"),
+    "angle_mae_reference_deg": Metric("degree", "mean |angle - mean of the same angle of the unit in the references|"),
+    "junction_tail_residual_ang": Metric("angstrom", "largest |length nbr1-star1 in unit i - assembled bond to unit i+1| of all junctions"),
+    "junction_head_residual_ang": Metric("angstrom", "largest |length star0-nbr0 in unit i+1 - assembled bond to unit i| of all junctions"),
+    "junction_angle_residual_deg": Metric("degree", "largest change of an angle at a junction by assembly, both sides"),
+    "clash_rate_per_heavy_atom": Metric("clashes / heavy atom", "heavy-atom pairs more than three bonds apart and too close (protocol)"),
+    "link_dihedral_jsd_bits": Metric("bit", f"Jensen-Shannon divergence of link dihedrals, {NUM_BINS} bins, logarithm to base 2"),
+    "link_dihedral_pooled_jsd_bits": Metric("bit", "likewise with the link dihedrals of all polymers in one histogram"),
+    "unit_torsion_jsd_bits": Metric("bit", "as link_dihedral_jsd for each rotatable bond inside the unit, mean over bonds"),
+    "radius_of_gyration_ang": Metric("angstrom", "root mean square distance of heavy atoms from their centroid", "reference"),
+    "radius_of_gyration_error": Metric("fraction", "|mean radius of gyration / that of the references - 1|"),
+    "end_to_end_ang": Metric("angstrom", "distance between the two end caps", "reference"),
+    "end_to_end_error": Metric("fraction", "|root mean square end-to-end distance / that of the references - 1|"),
+    "rmsd_recall_ang": Metric("angstrom", "mean over references of the smallest plain Kabsch RMSD to a generated chain"),
+    "rmsd_precision_ang": Metric("angstrom", "mean over generated chains of the smallest plain Kabsch RMSD to a reference"),
+    "smat_r_ang": Metric("angstrom", "as rmsd_recall with up to five cycles of outlier rejection (published protocol)"),
+    "smat_p_ang": Metric("angstrom", "as rmsd_precision with up to five cycles of outlier rejection (published protocol)"),
+    "connectivity_exact_fraction": Metric(
+        "fraction",
+        f"conformations whose bonds, read as distances below {COVALENT_FACTOR:g} x covalent radii, are true",
+        "high",
+        "zero",
+    ),
+    "connectivity_wrong_fraction": Metric("fraction", "bonds missing or too many when read from distances / true bonds"),
+    "chirality_kept_fraction": Metric("fraction", "stereocentres with the handedness asked for, of all attempted", "high", "zero"),
+}
+
+
+def distances(x_ang: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(..., H, 3) positions and (Q, 2) atoms -> (..., Q) angstrom."""
+    return np.asarray(np.linalg.norm(x_ang[..., pairs[:, 0], :] - x_ang[..., pairs[:, 1], :], axis=-1), dtype=np.float64)
+
+
+def angles_deg(x_ang: NDArray[np.floating], triples: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(..., H, 3) positions and (R, 3) atoms i, centre, k -> (..., R) degrees; by arctan2, exact near 0 and 180."""
+    centre = x_ang[..., triples[:, 1], :].astype(np.float64)
+    left, right = x_ang[..., triples[:, 0], :] - centre, x_ang[..., triples[:, 2], :] - centre
+    sine = np.linalg.norm(np.cross(left, right), axis=-1)
+    return np.asarray(np.arctan2(sine, (left * right).sum(-1)) * DEG_PER_RAD)
+
+
+def dihedrals_rad(x_ang: NDArray[np.floating], quads: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(..., H, 3) positions and (..., 4) atoms of any leading shape Y -> (..., Y) rad in (-pi, pi], IUPAC sign."""
+    points = torch.from_numpy(np.ascontiguousarray(x_ang[..., quads, :], dtype=np.float64))
+    return np.asarray(dihedral(*points.unbind(-2)).numpy())
+
+
+def class_means(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(K, Q) values of K conformations and (Q,) classes -> (Q,) mean of each value's class."""
+    _, place = np.unique(classes, return_inverse=True)
+    total = np.bincount(place, weights=values.mean(axis=0))
+    return np.asarray((total / np.bincount(place))[place])
+
+
+def histogram(angle_rad: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(..., M) angles -> (..., NUM_BINS) counts over (-pi, pi]."""
+    place = np.clip(np.floor((angle_rad + np.pi) / (2 * np.pi) * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+    rows = place.reshape(-1, place.shape[-1])
+    flat = rows + np.arange(len(rows))[:, None] * NUM_BINS
+    counts = np.bincount(flat.ravel(), minlength=len(rows) * NUM_BINS).astype(np.float64)
+    return counts.reshape(*place.shape[:-1], NUM_BINS)
+
+
+def jensen_shannon_bits(p: NDArray[np.floating], q: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Jensen-Shannon divergence, 0 for equal and 1 for disjoint distributions.
+
+    Args:
+        p, q: (..., M) counts or weights; NaN where one of them is empty.
+
+    Returns:
+        (...,) bits.
+
+    Source: Lin, IEEE Trans. Inf. Theory 37 (1991) 145, eq. 4.1.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = p / p.sum(-1, keepdims=True)
+        q = q / q.sum(-1, keepdims=True)
+        middle = (p + q) / 2
+        terms = [np.where(a > 0, a * np.log(np.where(a > 0, a, 1.0) / np.where(a > 0, middle, 1.0)), 0.0 * a) for a in (p, q)]
+    return np.asarray((terms[0] + terms[1]).sum(-1) / 2 * BITS_PER_NAT)
+
+
+def radius_of_gyration(x_ang: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(..., H, 3) -> (...,) angstrom, heavy atoms weighted equally."""
+    centred = x_ang - x_ang.mean(axis=-2, keepdims=True)
+    return np.sqrt((centred**2).sum(-1).mean(-1), dtype=np.float64)
+
+
+def end_to_end(x_ang: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(..., H, 3) -> (...,) angstrom between head cap and tail cap."""
+    return np.asarray(np.linalg.norm(x_ang[..., -1, :] - x_ang[..., 0, :], axis=-1), dtype=np.float64)
+
+
+def rmsd_matrix(reference_ang: NDArray[np.floating], generated_ang: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Plain Kabsch RMSD of every pair: (J, H, 3) and (I, H, 3) -> (J, I) angstrom."""
+    _, rmsd = kabsch(_tensor(generated_ang)[None], _tensor(reference_ang)[:, None])
+    return rmsd.numpy()
+
+
+def align_matrix(reference_ang: NDArray[np.floating], generated_ang: NDArray[np.floating]) -> NDArray[np.float64]:
+    """RMSD after outlier rejection of every pair, the published protocol: (J, H, 3) and (I, H, 3) -> (J, I) angstrom.
+
+    Superpose; drop atom pairs that deviate by more than twice the RMSD; repeat, at most five times, until none is dropped.
+
+    Source: behaviour of PyMOL's align on matched atoms. Differs: all pairs of chains at once.
+    """
+    y, x = _tensor(reference_ang)[:, None], _tensor(generated_ang)[None]
+    kept = torch.ones(len(reference_ang), len(generated_ang), x.shape[-2], dtype=torch.bool)
+    motion, rmsd = kabsch(x, y, kept)
+    for _ in range(ALIGN_CYCLES):
+        error = (motion.apply(x.expand(len(y), -1, -1, -1)) - y).norm(dim=-1)
+        fewer = kept & (error <= ALIGN_CUTOFF * rmsd[..., None])
+        if torch.equal(fewer, kept):
+            break
+        kept = fewer
+        motion, rmsd = kabsch(x, y, kept)
+    return rmsd.numpy()
+
+
+def recall_and_precision(matrix: NDArray[np.floating]) -> tuple[float, float]:
+    """(J, I) of references and generated chains -> mean over references of the minimum, mean over generated of the minimum."""
+    return float(matrix.min(axis=1).mean()), float(matrix.min(axis=0).mean())
+
+
+def energy_recall_and_precision(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> tuple[float, float]:
+    """E-MAT of the published protocol: signed differences of energies per atom, (J,) and (I,) -> recall, precision in the same unit."""
+    return recall_and_precision(generated[None, :] - reference[:, None])
+
+
+def bonds_from_distances(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Pairs that distance alone calls bonded.
+
+    Args:
+        x_ang: (H, 3).
+        covalent_ang: (H,) covalent radii.
+
+    Returns:
+        (P, 2) i < j, sorted.
+    """
+    pairs = cKDTree(x_ang).query_pairs(2 * COVALENT_FACTOR * float(covalent_ang.max()), output_type="ndarray").astype(np.int64)
+    near = distances(x_ang, pairs) < COVALENT_FACTOR * covalent_ang[pairs].sum(axis=1)
+    found = np.sort(pairs[near], axis=1)
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
+
+
+def connectivity(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating], bonds: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(K, H, 3) conformations, (H,) radii, (Q, 2) true bonds -> (K, 2) bonds missing and bonds too many."""
+    size = x_ang.shape[-2]
+    true = np.sort(bonds, axis=1) @ [size, 1]
+    found = [bonds_from_distances(x, covalent_ang) @ [size, 1] for x in x_ang]
+    return np.array([(len(np.setdiff1d(true, keys)), len(np.setdiff1d(keys, true))) for keys in found]).reshape(-1, 2)
+
+
+def count_clashes(x_ang: NDArray[np.floating], find: Callable[[NDArray[np.floating]], NDArray[np.integer]]) -> NDArray[np.int64]:
+    """(K, H, 3) conformations and a finder of clashing pairs of one -> (K,) clashes."""
+    return np.array([len(find(x)) for x in x_ang], dtype=np.int64)
+
+
+def _tensor(x: NDArray[np.floating]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))

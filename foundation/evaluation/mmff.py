@@ -1,0 +1,108 @@
+"""Equilibrium bond lengths and angles of MMFF94 for every bond and angle of a chain, from a short oligomer.
+
+RDKit's typing of a whole chain grows with the cube of its length; a chain of four units holds every bond and angle that a longer one has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from rdkit import Chem
+from rdkit.Chem import rdForceFieldHelpers
+
+from data_shards.chem.chain import chain_mol
+from data_shards.schema import UnitTopology, atom_owners, chain_bonds
+from foundation.evaluation.chains import ChainTables, angle_triples
+
+OLIGOMER_UNITS = 4  # first, inner, the one before the last, last
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """Where MMFF94 bond-stretch and angle-bend terms are at rest; NaN where the force field has no term.
+
+    Attributes:
+        bond_ang: (Q,) for ChainTables.bonds.
+        angle_deg: (R,) for ChainTables.angles.
+    """
+
+    bond_ang: NDArray[np.float64]
+    angle_deg: NDArray[np.float64]
+
+
+def equilibrium(tables: ChainTables) -> Equilibrium:
+    """Equilibrium values of a chain.
+
+    Args:
+        tables: of the chain.
+
+    Source: Halgren, MMFF94, J. Comput. Chem. 17 (1996) 490, as RDKit implements it. Differs: parameters only, read from an oligomer.
+    """
+    topology, num_units = tables.topology, tables.num_units
+    short = min(num_units, OLIGOMER_UNITS)
+    bonds, bond_ang, angles, angle_deg = _oligomer(_Hashable(topology), short)
+    size = short * (topology.num_atoms - 2) + 2
+    unit, _ = atom_owners(topology.key_atoms, topology.num_atoms, num_units)
+    # inner units stand for unit 1 of the oligomer, the last two for its last two
+    stand_in = np.minimum(np.arange(num_units), 1) if num_units > OLIGOMER_UNITS else np.arange(num_units)
+    last = np.arange(max(num_units - 2, 0), num_units)
+    stand_in[last] = last - num_units + short
+    shift = (stand_in - np.arange(num_units)) * (topology.num_atoms - 2)
+    i, j = (tables.bonds + shift[unit[tables.bonds[:, :1]]]).T
+    bond = _look_up(bonds[:, 0] * size + bonds[:, 1], bond_ang, i * size + j)
+    i, centre, k = (tables.angles + shift[unit[tables.angles[:, 1:2]]]).T
+    angle = _look_up((angles[:, 0] * size + angles[:, 1]) * size + angles[:, 2], angle_deg, (i * size + centre) * size + k)
+    return Equilibrium(bond, angle)
+
+
+def _look_up(keys: NDArray[np.int64], values: NDArray[np.float64], wanted: NDArray[np.int64]) -> NDArray[np.float64]:
+    order = np.argsort(keys)
+    place = np.searchsorted(keys[order], wanted)
+    found = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(0, dtype=np.int64)
+    assert np.array_equal(keys[found], wanted), "the oligomer lacks a bond or an angle of the chain"
+    return values[found]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hashable:
+    """A topology as a cache key: two of one P-SMILES are the same."""
+
+    topology: UnitTopology
+
+    def __hash__(self) -> int:
+        return hash(self.topology.psmiles)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashable) and other.topology.psmiles == self.topology.psmiles
+
+
+@lru_cache(maxsize=1024)
+def _oligomer(key: _Hashable, num_units: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """(Q, 2) bonds, (Q,) angstrom, (R, 3) angles and (R,) degrees of a short chain."""
+    topology = key.topology
+    bonds, _ = chain_bonds(topology, num_units)
+    angles = angle_triples(bonds, num_units * (topology.num_atoms - 2) + 2)
+    mol = chain_mol(topology, num_units, hydrogens=True)
+    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol) if _typed(mol) else None
+    if properties is None:
+        return bonds, np.full(len(bonds), np.nan), angles, np.full(len(angles), np.nan)
+    return (
+        bonds,
+        _parameters(properties.GetMMFFBondStretchParams, mol, bonds),
+        angles,
+        _parameters(properties.GetMMFFAngleBendParams, mol, angles),
+    )
+
+
+def _typed(mol: Chem.Mol) -> bool:
+    return bool(rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol))
+
+
+def _parameters(read: Callable[..., tuple[int, float, float] | None], mol: Chem.Mol, atoms: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Last number, the equilibrium value, of every term; NaN without one."""
+    terms = [read(mol, *row) for row in atoms.tolist()]
+    return np.array([np.nan if term is None else term[2] for term in terms])

@@ -1,0 +1,219 @@
+"""The evaluation from shards to numbers: every polymer of a split, every method, one record each; then means with intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.chem.repeat_unit import build_unit
+from data_shards.conformers.grow import grow_chain
+from data_shards.conformers.quality import HEAVY_CLASH_FACTOR
+from data_shards.errors import PolymerError
+from data_shards.progress import Progress
+from data_shards.reader import ShardSet
+from data_shards.schema import PolymerSample
+from foundation.errors import InputError
+from foundation.evaluation.baselines import LinkHistogram, baselines, train_histogram
+from foundation.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES, mean_over_polymers, pooled_divergence
+from foundation.evaluation.measure import BOND_ERROR_EDGES_ANG, Attempts, Measurement, Reference, measure, reference_of
+from foundation.evaluation.metrics import METRICS, NUM_BINS
+from foundation.sampling.request import NUM_SHAPES, ChainRequest
+from foundation.sampling.run import generate_chains
+
+MODEL, REFERENCE, GROW = "model", "reference", "grow engine"
+POOLED = "link_dihedral_pooled_jsd_bits"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers, but for weights and shards."""
+
+    split: str
+    num: int  # conformations a method makes of each polymer
+    limit: int | None
+    seed: int
+    batch_atoms: int
+    train_limit: int  # training polymers read for the histogram baseline
+
+
+@dataclass(frozen=True)
+class PolymerRecord:
+    """One polymer of the split with the measurement of every method."""
+
+    key: str
+    psmiles: str
+    num_units: int
+    link_counts: NDArray[np.float64]  # (NUM_BINS,) of the references
+    methods: dict[str, Measurement]
+
+
+def select(shards: ShardSet, settings: Settings) -> list[Any]:
+    """Entries of the split that are evaluated.
+
+    Raises:
+        InputError: the split is empty.
+    """
+    entries = shards.samples(settings.split)
+    if not entries:
+        raise InputError(f"{shards.path} has no polymer in split {settings.split!r}; pass another --split or build with a larger fraction")
+    return entries[: settings.limit]
+
+
+def training_histogram(shards: ShardSet, settings: Settings) -> LinkHistogram | None:
+    """Link dihedrals of the first training polymers; None where there is none."""
+    return train_histogram(shards.read(entry) for entry in shards.samples("train")[: settings.train_limit])
+
+
+def evaluate(model: Any, shards: ShardSet, settings: Settings, device: torch.device, bars: Progress) -> list[PolymerRecord]:
+    """Measure the model and the baselines on a split.
+
+    Args:
+        model: objective in eval mode on the device.
+        shards: opened shards.
+        settings: split, counts, seed.
+        device: of the model.
+        bars: where progress is shown.
+    """
+    samples = [shards.read(entry) for entry in select(shards, settings)]
+    references = [reference_of(sample) for sample in samples]
+    histogram = training_histogram(shards, settings)
+    records = []
+    with bars.stage("evaluate", len(samples)) as stage:
+        made = generated(model, samples, references, settings, device)
+        for sample, reference, attempts in zip(samples, references, made, strict=True):
+            methods = {
+                MODEL: measure(reference, attempts),
+                REFERENCE: measure(reference, Attempts(reference.x_ang), against_reference=False),
+                GROW: measure(reference, grown(sample, settings)),
+            }
+            for name, method in baselines(histogram):
+                methods[name] = measure(reference, method(sample, reference.handedness, settings.num, settings.seed))
+            topology = sample.topology
+            records.append(PolymerRecord(sample.key, topology.psmiles, sample.num_units, reference.link_counts, methods))
+            stage.advance(1, topology.psmiles[:40])
+    return records
+
+
+def generated(
+    model: Any, samples: Sequence[PolymerSample], references: Sequence[Reference], settings: Settings, device: torch.device
+) -> Iterator[Attempts]:
+    """The model's conformations of each polymer, in order. It is told the configuration of the references, never their coordinates."""
+    requests = [
+        ChainRequest(s.topology.psmiles, s.num_units, s.topology, s.num_units, s.tacticity, settings.seed, r.handedness, row)
+        for row, (s, r) in enumerate(zip(samples, references, strict=True), start=1)
+    ]
+    chains = generate_chains(model, requests, settings.num, settings.seed, settings.batch_atoms, device)
+    for request in requests:
+        own = [next(chains) for _ in range(settings.num)]
+        x_ang = [chain.x_ang for chain in own if chain.x_ang is not None]
+        shapes = [chain.x_unit_ang for chain in own if chain.x_unit_ang is not None]
+        yield Attempts(
+            np.stack(x_ang) if x_ang else np.zeros((0, request.num_heavy_atoms, 3)),
+            tuple(chain.reason for chain in own if chain.reason is not None),
+            np.stack(shapes) if shapes else None,
+        )
+
+
+def grown(sample: PolymerSample, settings: Settings) -> Attempts:
+    """Fresh chains of the grow engine with the configuration of the references: what a perfect model of grown references would reach.
+
+    Conformation k of the engine depends on (seed, k) alone, so the first K of the sample's seed are its references and are left out.
+    """
+    known = len(sample.heavy_ang)
+    try:
+        chain = grow_chain(
+            build_unit(sample.topology.psmiles),
+            sample.num_units,
+            num_conformations=known + settings.num,
+            tacticity=sample.tacticity,
+            seed=sample.seed,
+        )
+    except PolymerError as error:
+        return Attempts(np.zeros((0, sample.heavy_ang.shape[1], 3)), (error.reason,) * settings.num)
+    return Attempts(chain.heavy_ang[known:].astype(np.float64))
+
+
+def summarise(records: Sequence[PolymerRecord], seed: int) -> dict[str, Any]:
+    """Means over polymers with bootstrap intervals, for every metric and method."""
+    names = list(records[0].methods)
+    table: dict[str, Any] = {}
+    for metric, meaning in METRICS.items():
+        row = {}
+        for method in names:
+            own = [record.methods[method] for record in records]
+            if metric == POOLED:
+                if method == REFERENCE:
+                    continue
+                estimate = pooled_divergence(np.stack([m.link_counts for m in own]), np.stack([r.link_counts for r in records]), seed)
+            else:
+                estimate = mean_over_polymers(np.array([m.values.get(metric, np.nan) for m in own]), seed)
+            if estimate.num_polymers:
+                row[method] = asdict(estimate)
+        table[metric] = {"unit": meaning.unit, "protocol": meaning.protocol, "better": meaning.better, "methods": row}
+    return table
+
+
+def attempts_of(records: Sequence[PolymerRecord]) -> dict[str, Any]:
+    """Conformations attempted and failed, with reasons, by method."""
+    out = {}
+    for method in records[0].methods:
+        own = [record.methods[method] for record in records]
+        reasons: Counter[str] = Counter()
+        for measurement in own:
+            reasons.update(measurement.reasons)
+        attempted = sum(measurement.num_attempted for measurement in own)
+        out[method] = {"attempted": attempted, "failed": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))}
+    return out
+
+
+def results_of(
+    records: Sequence[PolymerRecord], settings: Settings, histogram_polymers: int | None, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that tables and figures are drawn from, as plain JSON data."""
+    methods = list(records[0].methods)
+    return {
+        **extra,
+        "settings": asdict(settings),
+        "protocol": {
+            "num_polymers": len(records),
+            "aggregation": "mean over the conformations of a polymer, then mean over polymers",
+            "interval": f"{COVERAGE:.0%} percentile bootstrap over polymers, {NUM_RESAMPLES} resamples, seed {settings.seed}",
+            "failures": "stay in the denominator: fractions count a failed conformation as zero, other numbers are of those that exist",
+            "clash": f"closer than {HEAVY_CLASH_FACTOR:g} x the sum of van der Waals radii, more than three bonds apart, heavy atoms",
+            "library_shapes": f"{NUM_SHAPES} relaxed RDKit shapes a polymer for the baselines",
+            "histogram_polymers": histogram_polymers,
+        },
+        "attempts": attempts_of(records),
+        "metrics": summarise(records, settings.seed),
+        "distributions": {
+            "link_counts": {
+                REFERENCE: _total(record.link_counts for record in records),
+                **{m: _total(r.methods[m].link_counts for r in records) for m in methods if m != REFERENCE},
+            },
+            "link_bins": NUM_BINS,
+            "bond_error_edges_ang": BOND_ERROR_EDGES_ANG.tolist(),
+            "bond_error_counts": {m: _total(r.methods[m].bond_error_counts for r in records) for m in methods},
+            "size_ratio": {m: [round(v, 4) for r in records for v in r.methods[m].size_ratio] for m in methods},
+        },
+        "polymers": [
+            {
+                "key": record.key,
+                "psmiles": record.psmiles,
+                "num_units": record.num_units,
+                "methods": {
+                    name: {"attempted": m.num_attempted, "failed": m.reasons, "values": m.values} for name, m in record.methods.items()
+                },
+            }
+            for record in records
+        ],
+    }
+
+
+def _total(counts: Iterable[NDArray[np.float64]]) -> list[float]:
+    return [float(value) for value in np.sum(list(counts), axis=0)]

@@ -1,0 +1,87 @@
+"""results.json as a table for the terminal and for Markdown. Everything is drawn from the file's data, nothing is computed again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DIGITS = 3
+
+
+def number(estimate: dict[str, Any] | None) -> str:
+    """A value with its interval, as text."""
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    value, low, high = (_short(estimate[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _short(value: float) -> str:
+    if value != 0 and abs(value) < 10**-DIGITS:
+        return f"{value:.1e}"
+    return f"{value:.{DIGITS}f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: metric, unit, then a cell for each method, then polymers behind the first method's number."""
+    methods = list(results["attempts"])
+    attempts, num_polymers = results["attempts"], str(results["protocol"]["num_polymers"])
+    header = ["metric", "unit", *methods, "polymers"]
+    body = [
+        [
+            "conformations attempted",
+            "",
+            *(str(attempts[m]["attempted"]) for m in methods),
+            num_polymers,
+        ],
+        ["conformations failed", "", *(str(attempts[m]["failed"]) for m in methods), ""],
+    ]
+    for name, metric in results["metrics"].items():
+        own = metric["methods"]
+        if own:
+            most = max(estimate["num_polymers"] for estimate in own.values())
+            body.append([name, metric["unit"], *(number(own.get(m)) for m in methods), str(most)])
+    return header, body
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table and what failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, body = rows(results)
+    table = Table(title=f"{results['protocol']['num_polymers']} polymers, {results['settings']['split']} split", title_justify="left")
+    for index, title in enumerate(header):
+        table.add_column(title, justify="left" if index < 2 else "right", overflow="fold")
+    for row in body:
+        table.add_row(*row)
+    Console().print(table)
+    print(f"[low, high]: {results['protocol']['interval']}")
+    for method, attempts in results["attempts"].items():
+        for reason, count in attempts["reasons"].items():
+            print(f"{method}: {count} of {attempts['attempted']} failed: {reason}")
+
+
+def markdown(results: dict[str, Any], figures: list[str]) -> str:
+    """The same table as a page, with protocol and figures."""
+    header, body = rows(results)
+    lines = [
+        "# Evaluation",
+        "",
+        f"Checkpoint `{results['checkpoint']}` (weights {results['weights_sha256'][:12]}), shards `{results['shards']['path']}` "
+        f"({results['shards']['fingerprint'][:12]}), split {results['settings']['split']}, {results['protocol']['num_polymers']} polymers, "
+        f"{results['settings']['num']} conformations each. Commit {results['commit']}.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(["---", "---", *["---:"] * (len(header) - 2)]) + "|",
+        *("| " + " | ".join(row) + " |" for row in body),
+        "",
+        *(f"- {name.replace('_', ' ')}: {text}" for name, text in results["protocol"].items()),
+        "",
+        "| metric | how it is measured |",
+        "|---|---|",
+        *(f"| {name} | {metric['protocol'].replace('|', chr(92) + '|')} |" for name, metric in results["metrics"].items()),
+        "",
+        *(f"![{name}]({name})" for name in figures),
+        "",
+    ]
+    return "\n".join(lines)
