@@ -1,59 +1,16 @@
-"""Real chains for the model's tests: grown, decomposed and packed by the same code that training uses."""
+"""Fixtures of the model tests."""
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
-import torch
 
-from data_shards.chem.repeat_unit import build_unit
-from data_shards.conformers.fragments import seed_shapes
-from data_shards.conformers.grow import grow_chain
-from data_shards.schema import PolymerSample
 from foundation.batch import Batch
-from foundation.data.collate import collate, featurise
-from foundation.objectives import build_objective
-from foundation.objectives.polyconfm.config import PolyConFMConfig
-
-HEADS = [("torsional", "torsion"), ("torsional", "so3"), ("cartesian", "torsion"), ("cartesian", "so3")]
-CHAINS = (("*CC(*)c1ccccc1", 5), ("*CC(*)(C)C(=O)OC", 4), ("*Oc1ccc(CC(*)=O)cc1", 3), ("*C*", 6), ("*O[Si](*)(C)C", 1))
-
-
-@cache
-def sample(psmiles: str, num_units: int, seed: int = 0) -> PolymerSample:
-    """One grown chain."""
-    unit = build_unit(psmiles)
-    chain = grow_chain(unit, num_units, num_conformations=2, tacticity="atactic", seed=seed)
-    return PolymerSample("k", unit.topology, num_units, "atactic", seed, "grow", chain.heavy_ang, chain.hydrogen_ang, None)
-
-
-@cache
-def batch_of(chains: tuple[tuple[str, int], ...] = CHAINS) -> Batch:
-    """Packed batch of grown chains, with seed geometries."""
-    return collate([featurise(sample(*chain), 0) for chain in chains])
+from tests.polyconfm.chains import batch_of
 
 
 @pytest.fixture(scope="session")
 def batch() -> Batch:
     made = batch_of()
-    assert (made.handedness != 0).any() and (made.handedness == 0).any()
+    assert (made.handedness != 0).any()
+    assert (made.handedness == 0).any()
     return made
-
-
-def model_of(local_head: str, orientation_head: str, **fields: object) -> torch.nn.Module:
-    """A tiny model with every zero-initialised layer filled, so that no output is trivially zero."""
-    torch.manual_seed(0)
-    model = build_objective(PolyConFMConfig(local_head=local_head, orientation_head=orientation_head, **fields))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if (parameter == 0).all():
-                parameter.normal_(std=0.1)
-    return model
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-__all__ = ["CHAINS", "HEADS", "batch_of", "model_of", "rng", "sample", "seed_shapes"]

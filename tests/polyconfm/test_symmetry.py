@@ -14,7 +14,7 @@ from foundation.batch import Batch, Condition, select_chains, to_dense
 from foundation.data.collate import ChainExample, collate, featurise, mirror
 from foundation.geometry.rotations import random_rotations
 from foundation.objectives.polyconfm.view import UnitView
-from tests.polyconfm.conftest import CHAINS, HEADS, batch_of, model_of, rng, sample
+from tests.polyconfm.chains import CHAINS, HEADS, batch_of, model_of, rng, sample
 
 
 def _loss_inputs(model: torch.nn.Module, batch: Batch) -> tuple:
@@ -33,7 +33,8 @@ def test_reflection_negates_the_odd_half_of_every_token_and_leaves_the_even_half
     model = model_of(local, "torsion")
     plain, mirrored = _loss_inputs(model, batch), _loss_inputs(model, mirror(batch))
     for before, after in zip(plain[2:], mirrored[2:], strict=True):
-        assert before.odd.abs().max() > 1e-2 and before.even.abs().max() > 1e-2
+        assert before.odd.abs().max() > 1e-2
+        assert before.even.abs().max() > 1e-2
         torch.testing.assert_close(after.even, before.even, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(after.odd, -before.odd, atol=2e-5, rtol=1e-4)
 
@@ -42,7 +43,8 @@ def test_a_chiral_unit_and_its_mirror_image_have_different_tokens(batch: Batch) 
     model = model_of("torsional", "torsion")
     before, after = _loss_inputs(model, batch)[2], _loss_inputs(model, mirror(batch))[2]
     chiral = torch.zeros(len(batch.unit_chain)).index_add(0, batch.atom_unit, batch.handedness.abs()) > 0
-    assert chiral.any() and not chiral.all()
+    assert chiral.any()
+    assert not chiral.all()
     assert ((before.odd - after.odd).abs().amax(-1)[chiral] > 1e-2).all()
 
 
@@ -67,7 +69,8 @@ def test_link_scores_are_odd_and_rotation_scores_change_as_axial_vectors(batch: 
         spin.append(so3.orientation_head(image.world_from_unit, sigma, x, context, image))
     torch.testing.assert_close(link[1], -link[0], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(spin[1], spin[0] * torch.tensor([-1.0, -1.0, 1.0]), atol=2e-5, rtol=1e-4)
-    assert link[0].abs().max() > 1e-3 and spin[0].abs().max() > 1e-3
+    assert link[0].abs().max() > 1e-3
+    assert spin[0].abs().max() > 1e-3
 
 
 def test_a_global_rotation_of_the_frames_changes_no_body_frame_score(batch: Batch) -> None:

@@ -11,7 +11,7 @@ from foundation.batch import Batch, Condition, to_dense
 from foundation.nn.parity import Graded, rotary
 from foundation.objectives.polyconfm.trunk import draw_mask, unit_steps
 from foundation.objectives.polyconfm.view import UnitView
-from tests.polyconfm.conftest import CHAINS, batch_of, model_of, rng
+from tests.polyconfm.chains import CHAINS, batch_of, model_of, rng
 
 
 def lengths(condition: Condition, num_units: list[int]) -> Condition:
@@ -26,8 +26,10 @@ def test_mask_ratios_follow_the_truncated_normal(batch: Batch) -> None:
     golden = torch.tensor([0.7234, 0.7995, 0.8743, 0.9391, 0.9879])  # appendix A of the specification
     torch.testing.assert_close(ratio.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])), golden, atol=0.004, rtol=0)
     assert abs(float(ratio.mean()) - 0.867) < 0.003
-    assert ratio.min() >= 0.7 and ratio.max() <= 1.0
-    assert mask.any() and not mask.all()
+    assert ratio.min() >= 0.7
+    assert ratio.max() <= 1.0
+    assert mask.any()
+    assert not mask.all()
 
 
 def test_some_chains_are_masked_whole_and_some_lightly(batch: Batch) -> None:
@@ -41,11 +43,14 @@ def test_some_chains_are_masked_whole_and_some_lightly(batch: Batch) -> None:
 def test_every_unit_is_generated_once_in_steps_of_the_cosine_schedule(batch: Batch, num_units: int, num_steps: int) -> None:
     alone = unit_steps(lengths(batch, [num_units]), num_steps, rng())
     counts = torch.bincount(alone)
-    assert counts.sum() == num_units and len(counts) == min(num_units, num_steps) and counts.min() >= 1
+    assert counts.sum() == num_units
+    assert len(counts) == min(num_units, num_steps)
+    assert counts.min() >= 1
     if (num_units, num_steps) == (10, 10):
         assert (counts == 1).all()
     if (num_units, num_steps) == (100, 64):
-        assert counts.max() == 3 and int((counts != 1).nonzero()[0]) == 35
+        assert counts.max() == 3
+        assert int((counts != 1).nonzero()[0]) == 35
     after_a_short_chain = unit_steps(lengths(batch, [2, num_units]), num_steps, rng())[2:]
     assert torch.equal(torch.bincount(after_a_short_chain), counts)
 
@@ -70,7 +75,8 @@ def test_leaving_masked_units_out_equals_masking_them_as_keys(batch: Batch) -> N
     x = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
     known, tokens = _tokens(model, batch, x)
     visible = ~draw_mask(batch, 0.0, 0.6, rng(4))
-    assert visible.any() and not visible.all()
+    assert visible.any()
+    assert not visible.all()
     sparse, dense = (model.trunk.encode(tokens, known.klass, batch, visible, dense=flag) for flag in (False, True))
     for a, b in zip((*sparse[0], *sparse[1]), (*dense[0], *dense[1]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -86,7 +92,8 @@ def test_information_flows_from_both_sides_and_never_from_masked_units() -> None
     z = model.trunk.decode(context, memory, known.query, batch, visible)
     (gradient,) = torch.autograd.grad(z.even[2].sum() + z.odd[2].sum(), x)
     size = gradient.abs().amax((1, 2))
-    assert size[0] > 1e-6 and size[3] > 1e-6
+    assert size[0] > 1e-6
+    assert size[3] > 1e-6
     assert (size[~visible] == 0).all()
 
 

@@ -1,0 +1,77 @@
+"""One small set of real shards, and the training command as a user calls it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TRAIN = ("*CC(*)C", "*CCO*", "*CC(*)Cl", "*O[Si](*)(C)C", "*CC(*)C#N", "*C=CCC*", "*CC(*)O", "*OC(C)C(*)=O", "*CC(*)F", "*CC(*)OC")
+SMALL = (
+    "data.token_budget=250",
+    "objective.width=32",
+    "objective.trunk_layers=1",
+    "objective.unit_layers=1",
+    "objective.graph_layers=1",
+    "objective.local_layers=1",
+    "objective.orientation_layers=1",
+    "train.num_threads=1",
+    "train.num_val_batches=2",
+)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ten polymers, 6 units, 2 conformations, built by the real pipeline."""
+    folder = tmp_path_factory.mktemp("shards")
+    table = folder / "polymers.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["psmiles"], *([p] for p in TRAIN)])
+    out = folder / "set"
+    command = [sys.executable, "-m", "data_shards.build", "--input", str(table), "--out", str(out), "--num-units", "6"]
+    done = subprocess.run([*command, "--conformers", "2", "--workers", "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return str(out)
+
+
+def command(shards: str, out: Path, *overrides: str) -> list[str]:
+    """Arguments of ``python`` for the training command."""
+    return ["-m", "foundation.pretrain", "--recipe", "polyconfm_tiny", "--shards", shards, "--out", str(out), *SMALL, *overrides]
+
+
+@pytest.fixture
+def pretrain(shards: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the training command to its end on one or more ranks."""
+
+    def call(out: Path, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable]
+        if ranks > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+            return subprocess.run(
+                [*launcher, *command(shards, out, *overrides)], capture_output=True, text=True, check=False, env=environment()
+            )
+        return subprocess.run(
+            [*launcher, *command(shards, out, *overrides)], capture_output=True, text=True, check=False, env=environment()
+        )
+
+    return call
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def losses(run: Path) -> list[tuple[int, float, float | None]]:
+    """(step, training loss, validation loss) of every line of metrics.jsonl."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["train/loss"], row.get("val/loss")) for row in rows]
