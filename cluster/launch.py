@@ -100,8 +100,9 @@ def connected() -> Iterator[dict[str, float]]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="warning")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:  # passed on, so that Ray's own helpers find this cluster where a machine runs several
+        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": {"RAY_ADDRESS": address}})
     else:
         ray.init(address="local", include_dashboard=False, logging_level="warning")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,8 +22,12 @@ class Strict(BaseModel):
 class Resources(Strict):
     """What a training job asks of the cluster."""
 
-    num_workers: Literal["auto"] | int = Field("auto", ge=1, description="training processes; auto takes what the cluster has")
-    gpus_per_worker: Literal["auto"] | float = Field("auto", ge=0, description="auto: 1 where the cluster has GPUs, else 0")
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="training processes; auto takes what the cluster has"
+    )
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs, else 0"
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores that Ray sets aside per worker; whole cores become its threads")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes after which training continues from its last checkpoint")
 
@@ -107,6 +111,8 @@ def _assign(content: dict[str, Any], assignment: str, model: type[BaseModel]) ->
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    if key in model.model_fields and model.model_fields[key].annotation is str:
+        value = text
     if parts[0] not in model.model_fields:
         if "overrides" not in model.model_fields or len(parts) == 1:
             raise InputError(f"unknown key {key!r}{_nearest(key, model.model_fields)}")
@@ -137,6 +143,8 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {name!r}{_nearest(path[-1], fields)}"
     if first["type"] == "missing":
         return f"{name} is missing; {model.model_fields[path[0]].description}"
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{name} {first['input']!r} must be a group of keys"
     bounds = [e["msg"].removeprefix("Input should be ") for e in error.errors() if [str(p) for p in e["loc"]][: len(path)] == path]
     return f"{name} {first['input']!r} must be {' or '.join(dict.fromkeys(bounds))}"
 

@@ -11,8 +11,11 @@ from data_shards.console import Resumable
 from data_shards.errors import InputError
 
 if TYPE_CHECKING:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
     from cluster.plan import Plan
 
+WORTH_ANOTHER_TRY = (RuntimeError, OSError, Resumable)  # a lost peer, a device, a disk; everything else fails again in the same way
 SCRATCH = ".ray"  # Ray Train wants a folder of its own; it holds nothing that a later run needs
 
 
@@ -21,10 +24,10 @@ def fit(plan: Plan) -> None:
 
     Raises:
         InputError: what the training loop said about the user's input.
-        Resumable: more workers were lost than the plan allows.
+        Resumable: workers failed more often than the plan allows.
+        RuntimeError: a defect of the program.
     """
     import ray
-    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -54,20 +57,27 @@ def fit(plan: Plan) -> None:
             worker_runtime_env={"env_vars": worker_environment(plan)},
         ),
     )
+    lost = None
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        if ray.get(verdict.read.remote()) is None and any(isinstance(e, RayActorError) for e in error.worker_failures.values()):
-            raise Resumable(
-                f"workers were lost {plan.max_failures + 1} times; the same command continues from the last checkpoint"
-            ) from None
-        if ray.get(verdict.read.remote()) is None:
-            raise
+        lost = error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    said = ray.get(verdict.read.remote())
-    if said is not None:
-        raise InputError(said)
+    bad_input, defect = ray.get(verdict.read.remote())
+    if bad_input is not None:
+        raise InputError(bad_input)
+    if defect is not None:
+        raise RuntimeError(f"a defect of this program, please report it with the log above: {defect}")
+    if lost is not None:
+        raise Resumable(
+            f"workers failed {plan.max_failures + 1} times ({_first_line(lost)}); the same command continues from the last checkpoint"
+        )
+
+
+def _first_line(error: WorkerGroupError) -> str:
+    rank, failure = min(error.worker_failures.items())
+    return f"rank {rank}: {type(failure).__name__} {next(iter(str(failure).strip().splitlines()), '')}"
 
 
 def worker_environment(plan: Plan) -> dict[str, str]:
@@ -82,39 +92,44 @@ def worker_environment(plan: Plan) -> dict[str, str]:
 
 
 class Verdict:
-    """What a worker found wrong with the user's input (a Ray actor). A second try would find the same, so workers ask here first."""
+    """What makes another try useless: bad input or a defect (a Ray actor). Workers ask here before they start again."""
 
     def __init__(self) -> None:
-        self.message: str | None = None
+        self.bad_input: str | None = None
+        self.defect: str | None = None
 
-    def write(self, message: str) -> None:
+    def blame_input(self, message: str) -> None:
         """Keep the first message."""
-        self.message = self.message or message
+        self.bad_input = self.bad_input or message
 
-    def read(self) -> str | None:
-        """The message, or None."""
-        return self.message
+    def blame_program(self, message: str) -> None:
+        """Keep the first message."""
+        self.defect = self.defect or message
+
+    def read(self) -> tuple[str | None, str | None]:
+        """(bad input, defect), None where there is none."""
+        return self.bad_input, self.defect
 
 
 def train_worker(job: dict[str, Any]) -> None:
     """One training process; Ray Train has set up torch.distributed."""
     import ray
 
-    from foundation.config import parse_config
-    from foundation.train.loop import train
-
     verdict = job["verdict"]
-    if ray.get(verdict.read.remote()) is not None:
+    if any(ray.get(verdict.read.remote())):
         return
-    context = ray.train.get_context()
     try:
-        train(
-            parse_config(job["config"]),
-            Path(job["out"]),
-            job["shards"],
-            rank=context.get_world_rank(),
-            world_size=context.get_world_size(),
-        )
+        from foundation.config import parse_config
+        from foundation.train.loop import train
+
+        context = ray.train.get_context()
+        config = parse_config(job["config"])
+        train(config, Path(job["out"]), job["shards"], rank=context.get_world_rank(), world_size=context.get_world_size())
     except InputError as error:
-        ray.get(verdict.write.remote(str(error)))
+        ray.get(verdict.blame_input.remote(" ".join(str(error).split())))
+        raise
+    except WORTH_ANOTHER_TRY:
+        raise
+    except Exception as error:
+        ray.get(verdict.blame_program.remote(f"{type(error).__name__}: {error}"))
         raise

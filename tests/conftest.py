@@ -1,0 +1,61 @@
+"""What every test runs under: one thread, nothing sent anywhere, no GPU needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+}
+for _name, _value in ENVIRONMENT.items():  # before the first import of torch or Ray in any test module
+    os.environ.setdefault(_name, _value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the checkout; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared data folder is not on this machine")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_the_same_generators() -> Iterator[None]:
+    """A test neither sees nor leaves a changed global generator or thread count."""
+    import random
+    import sys
+
+    import numpy as np
+
+    torch = sys.modules.get("torch")
+    before = (random.getstate(), np.random.get_state())  # noqa: NPY002 - the legacy generator is what leaks between tests
+    torch_before = torch.get_rng_state() if torch else None
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002
+    if torch is not None and torch_before is not None:
+        torch.set_rng_state(torch_before)
