@@ -54,20 +54,17 @@ def capped_unit(topology: UnitTopology, unit_mol: Chem.Mol) -> CappedUnit:
     piece = cut_out(chain, close_over(chain, shell | set(row.tolist())))
     slots = np.array([piece.index[k] for k in row.tolist()])
     own = [k for k in range(topology.num_atoms) if k not in (star0, star1)]
-    mark_double_bonds(
-        piece.mol, {int(slot_atom): k for k, slot_atom in enumerate(slots)}, unit_mol, _backbone(piece, len(chain.GetAtoms()))
-    )
+    mark_double_bonds(piece.mol, {int(atom): k for k, atom in enumerate(slots)}, unit_mol, backbone_of(piece))
     hydrogens = [
         other.GetIdx() for k in own for other in piece.mol.GetAtomWithIdx(int(slots[k])).GetNeighbors() if other.GetAtomicNum() == 1
     ]
     return CappedUnit(piece.mol, slots, np.array(hydrogens, dtype=np.int64), topology)
 
 
-def _backbone(piece: Piece, num_chain_atoms: int) -> set[int]:
+def backbone_of(piece: Piece) -> set[int]:
     """Atoms of a shortest path through the piece, from its first to its last chain atom."""
-    inside = sorted(piece.index)
-    first, last = piece.index[inside[0]], piece.index[inside[-1]]
-    return set(Chem.GetShortestPath(piece.mol, first, last)) if num_chain_atoms and first != last else {first}
+    first, last = piece.index[min(piece.index)], piece.index[max(piece.index)]
+    return set(Chem.GetShortestPath(piece.mol, first, last)) if first != last else {first}
 
 
 def mark_double_bonds(mol: Chem.Mol, slot_of: dict[int, int], unit_mol: Chem.Mol, backbone: set[int]) -> None:
@@ -87,8 +84,7 @@ def mark_double_bonds(mol: Chem.Mol, slot_of: dict[int, int], unit_mol: Chem.Mol
         bond = mol.GetBondWithIdx(info.centeredOn)
         ends = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         own = unit_mol.GetBondBetweenAtoms(slot_of[ends[0]], slot_of[ends[1]]) if ends[0] in slot_of and ends[1] in slot_of else None
-        marked = own is not None and own.GetStereo() in MARKED
-        if marked:
+        if own is not None and own.GetStereo() in MARKED:
             left, right = (atom_of[k] for k in own.GetStereoAtoms())
             if own.GetBeginAtomIdx() != slot_of[ends[0]]:
                 left, right = right, left
@@ -102,7 +98,8 @@ def mark_double_bonds(mol: Chem.Mol, slot_of: dict[int, int], unit_mol: Chem.Mol
 
 def _leading_neighbour(mol: Chem.Mol, atom: int, other: int, backbone: set[int], ranks: list[int]) -> int:
     neighbours = [k.GetIdx() for k in mol.GetAtomWithIdx(atom).GetNeighbors() if k.GetIdx() != other]
-    return max(neighbours, key=lambda k: (k in backbone, mol.GetAtomWithIdx(k).GetAtomicNum(), ranks[k], -k))
+    leading: int = max(neighbours, key=lambda k: (k in backbone, mol.GetAtomWithIdx(k).GetAtomicNum(), ranks[k], -k))
+    return leading
 
 
 def embed(mol: Chem.Mol, count: int, seed: int) -> list[int]:

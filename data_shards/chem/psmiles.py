@@ -66,9 +66,13 @@ def parse(psmiles: str) -> Chem.Mol:
         raise PolymerError(psmiles, "star-degree", "the two stars are bonded to each other; at least 1 atom must stand between them")
     if first.GetBondType() != second.GetBondType():
         orders = f"{first.GetBondTypeAsDouble():g} and {second.GetBondTypeAsDouble():g}"
-        raise PolymerError(psmiles, "junction-order", f"the bonds to the two stars have orders {orders}; units joined in a chain share one order")
+        raise PolymerError(
+            psmiles, "junction-order", f"the bonds to the two stars have orders {orders}; units joined in a chain share one order"
+        )
     if first.GetBondType() not in (Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE):
-        raise PolymerError(psmiles, "junction-order", f"the bonds to the stars are {first.GetBondType()}; they must be single, double or triple")
+        raise PolymerError(
+            psmiles, "junction-order", f"the bonds to the stars are {first.GetBondType()}; they must be single, double or triple"
+        )
     return mol
 
 

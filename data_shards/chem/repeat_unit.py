@@ -37,10 +37,8 @@ class RepeatUnit:
     topology: UnitTopology
     mol: Chem.Mol  # heavy unit graph, stars substituted, atoms in slot order
     configurations: NDArray[np.int8]  # (P, c) sign patterns that one unit can have; row 0 is that of the isotactic chain
-
-    def capped(self) -> CappedUnit:
-        """The unit with the first shells of its neighbours."""
-        return capped_unit(self.topology, self.mol)
+    capped: CappedUnit  # the unit with the first shells of its neighbours
+    reference_ang: NDArray[np.float64]  # (R, atoms of capped, 3) embedded from a fixed seed, not relaxed
 
 
 @lru_cache(maxsize=1024)
@@ -68,9 +66,10 @@ def build_unit(psmiles: str) -> RepeatUnit:
     topology = _graph(canonical, written, mol, key_atoms)
     topology = _with_stereo(topology, written)
     capped = capped_unit(topology, mol)
-    x_ang, configurations = _reference(capped, psmiles)
-    frame, link = choose_frame(topology, x_ang), choose_link(topology, x_ang)
-    return RepeatUnit(replace(topology, frame_atoms=frame, link_atoms=link), mol, configurations)
+    reference_ang, configurations = _reference(capped, psmiles)
+    x_ang = reference_ang[:, capped.slots]
+    topology = replace(topology, frame_atoms=choose_frame(topology, x_ang), link_atoms=choose_link(topology, x_ang))
+    return RepeatUnit(topology, mol, configurations, capped, reference_ang)
 
 
 def substitute_stars(written: Chem.Mol, psmiles: str) -> tuple[Chem.Mol, NDArray[np.int32]]:
@@ -149,7 +148,7 @@ def _with_stereo(topology: UnitTopology, written: Chem.Mol) -> UnitTopology:
 
 
 def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """Reference conformers (R, n, 3) from a fixed seed and the sign patterns (P, c) that a unit can have.
+    """Reference conformers (R, atoms of capped, 3) from a fixed seed and the sign patterns (P, c) that a unit can have.
 
     Where two or more centres are open, rings may forbid some combinations: the patterns are those seen in the reference conformers,
     most frequent first. A pattern and its mirror image come together where the P-SMILES fixes nothing.
@@ -163,11 +162,11 @@ def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], N
         raise PolymerError(
             psmiles, "no-conformer", "no three-dimensional shape of the repeat unit could be embedded; check its rings and stereo marks"
         )
-    x_ang = positions(mol, found)[:, capped.slots]
+    x_ang = positions(mol, found)
     if num_open < 2:
         patterns = np.stack([np.where(fixed == 0, sign, fixed) for sign in ((1, -1) if num_open else (1,))])
         return x_ang, patterns.astype(np.int8)
-    seen = measure_signs(x_ang, topology.stereo_centres, topology.stereo_neighbours)  # (R, c)
+    seen = measure_signs(x_ang[:, capped.slots], topology.stereo_centres, topology.stereo_neighbours)  # (R, c)
     seen = seen[(seen != 0).all(axis=1) & ((seen == fixed) | (fixed == 0)).all(axis=1)]
     if not len(seen):
         raise PolymerError(
@@ -222,7 +221,7 @@ def axis_sines(x_ang: NDArray[np.float64], origin: int, end: int) -> NDArray[np.
     axis = x_ang[:, end] - x_ang[:, origin]
     arms = x_ang - x_ang[:, origin, None]
     lengths = np.linalg.norm(arms, axis=-1) * np.linalg.norm(axis, axis=-1)[:, None]
-    area = np.linalg.norm(np.cross(arms, axis[:, None]), axis=-1)
+    area: NDArray[np.float64] = np.linalg.norm(np.cross(arms, axis[:, None]), axis=-1)
     return np.divide(area, lengths, out=np.zeros_like(area), where=lengths > 1e-9)
 
 

@@ -118,7 +118,7 @@ def test_specified_centres_embed_with_their_sign(psmiles: str) -> None:
     unit = build_unit(psmiles)
     topology = unit.topology
     assert topology.stereo_specified.tolist() != [0]
-    capped = unit.capped()
+    capped = unit.capped
     mol = capped.with_signs(topology.stereo_specified)
     x_ang = positions(mol, embed(mol, 3, 1))[:, capped.slots]
     assert (measure_signs(x_ang, topology.stereo_centres, topology.stereo_neighbours) == topology.stereo_specified).all()
@@ -156,7 +156,7 @@ def test_collinear_frames_get_another_third_point() -> None:
     unit = build_unit("[*]c1ccc([*])cc1")
     topology = unit.topology
     assert topology.frame_atoms[2] not in topology.key_atoms
-    capped = unit.capped()
+    capped = unit.capped
     x_ang = positions(capped.mol, embed(capped.mol, 3, 9))[:, capped.slots]
     star0, _, nbr1, star1 = topology.key_atoms
     sines = axis_sines(x_ang, int(nbr1), int(star0))
@@ -171,7 +171,7 @@ def test_a_unit_on_one_line_keeps_the_papers_atoms() -> None:
 
 def test_link_atoms_leave_the_axis() -> None:
     topology = build_unit("*C#Cc1ccc(*)cc1").topology
-    capped = build_unit("*C#Cc1ccc(*)cc1").capped()
+    capped = build_unit("*C#Cc1ccc(*)cc1").capped
     x_ang = positions(capped.mol, embed(capped.mol, 2, 9))[:, capped.slots]
     star0, nbr0, nbr1, star1 = topology.key_atoms.tolist()
     assert axis_sines(x_ang, nbr1, star1)[:, topology.link_atoms[0]].min() > 0.17
