@@ -19,6 +19,9 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_shards.errors import PolymerError
 from data_shards.manifest import SampleEntry
 from data_shards.recipe import BuildRecipe
@@ -94,7 +97,7 @@ def _standardise(recipe: BuildRecipe, row: Row) -> Standard:
 
 
 def _conform(recipe: BuildRecipe, work: Standard) -> Finished:
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     from data_shards.chem.repeat_unit import build_unit
     from data_shards.conformers.fragments import fragment_library
@@ -122,9 +125,11 @@ def _conform(recipe: BuildRecipe, work: Standard) -> Finished:
             heavy_ang=chain.heavy_ang,
             hydrogen_ang=chain.hydrogen_ang,
             energies_kcal_mol=None,  # a grown chain is assembled from relaxed fragments, not scored as a whole
-            provenance=_provenance(recipe, work),
+            provenance=_provenance(recipe, work) | chain.info,
         )
-        sample = keep_good(sample, work.row.psmiles)
+        ends = library.heavy_ang[:, unit.topology.bonds]  # (F, m, 2, 3)
+        lengths_ang = np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=2).T
+        sample = keep_good(sample, work.row.psmiles, chain.handedness, lengths_ang)
     topology = sample.topology
     entry = SampleEntry(
         sample.key, topology.psmiles, work.group, 0, 0, sample.num_units, topology.num_atoms, num_conformations=len(sample.heavy_ang)
@@ -132,20 +137,24 @@ def _conform(recipe: BuildRecipe, work: Standard) -> Finished:
     return Finished(entry, encode(sample))
 
 
-def keep_good(sample: PolymerSample, written: str) -> PolymerSample:
+def keep_good(sample: PolymerSample, written: str, handedness: NDArray[np.int8], reference_ang: NDArray[np.float64]) -> PolymerSample:
     """The quality stage: only conformations without broken bonds, clashes or wrong handedness stay.
 
     Args:
         sample: as built.
         written: the P-SMILES as the user wrote it, for the message.
+        handedness: (N, c) signs that the chain must have.
+        reference_ang: (m, F) lengths of the unit's bonds in the shapes that the chain was built from.
 
     Raises:
         PolymerError: no conformation passes; the reason is the first one's.
     """
     from data_shards.conformers.quality import check_chain
 
-    pairs = zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
-    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen) for heavy, hydrogen in pairs]
+    reports = [
+        check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=handedness, reference_ang=reference_ang)
+        for heavy, hydrogen in zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
+    ]
     good = [index for index, report in enumerate(reports) if report.ok]
     if not good:
         raise PolymerError(written, f"quality:{reports[0].reason}", f"none of {len(reports)} conformations passed: {reports[0]}")

@@ -114,10 +114,14 @@ def sample_damages(sample: PolymerSample, entry: SampleEntry, *, quality: bool =
 
 
 def _quality_damages(sample: PolymerSample) -> list[str]:
+    from data_shards.chem.chain import tacticity_signs
     from data_shards.conformers.quality import check_chain
 
+    # An imported chain has the handedness that its source gave it; only a grown one can be recomputed.
+    grown = sample.engine == "grow"
+    signs = tacticity_signs(sample.topology, sample.num_units, sample.tacticity, sample.seed) if grown else None
     pairs = zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
-    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen) for heavy, hydrogen in pairs]
+    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=signs) for heavy, hydrogen in pairs]
     return [f"conformation {index} fails: {report.reason}" for index, report in enumerate(reports) if not report.ok]
 
 
