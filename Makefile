@@ -36,6 +36,34 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
+# ---- demo: every line is a command that you can type yourself; a second call continues or says that all is done
+DEMO := runs/demo
+DEMO_LIMIT ?= 120
+DEMO_UNITS ?= 20
+DEMO_STEPS ?= 300
+STRUCTURES := $(DEMO)/polystyrene-100.sdf $(DEMO)/polylactide-50.sdf $(DEMO)/pmma-50.sdf
+
+demo: $(DEMO)/eval/results.json $(STRUCTURES)  ## bundled polymers > shards > pretraining > conformations > evaluation, in runs/demo
+	@cat $(DEMO)/eval/table.md
+	@echo "done: shards, checkpoint, metrics.jsonl, structures and evaluation lie in $(DEMO); 'make clean' removes them"
+
+$(DEMO)/shards/manifest.json: | $(STAMP)
+	$(PY) -m data_shards.build --source textbook --limit $(DEMO_LIMIT) --num-units $(DEMO_UNITS) --conformers 2 --out $(@D)
+
+$(DEMO)/.trained: $(DEMO)/shards/manifest.json
+	$(PY) -m foundation.pretrain --recipe polyconfm_tiny --shards $(<D) --out $(DEMO)/model train.num_steps=$(DEMO_STEPS) train.checkpoint_every=100
+	@touch $@
+
+$(DEMO)/polystyrene-100.sdf: POLYMER := --psmiles '*CC(*)c1ccccc1' --num-units 100
+$(DEMO)/polylactide-50.sdf: POLYMER := --psmiles '*OC(C)C(=O)*' --num-units 50 --tacticity isotactic
+$(DEMO)/pmma-50.sdf: POLYMER := --psmiles '*CC(C)(*)C(=O)OC' --num-units 50 --tacticity syndiotactic
+
+$(STRUCTURES): $(DEMO)/.trained
+	$(PY) -m foundation.generate --checkpoint $(DEMO)/model $(POLYMER) --num 4 --seed 0 --out $@ --overwrite
+
+$(DEMO)/eval/results.json: $(DEMO)/.trained
+	$(PY) -m foundation.evaluate --checkpoint $(DEMO)/model --shards $(DEMO)/shards --split test --out $(@D) --overwrite
+
 test: $(STAMP)  ## the default suite: CPU, no network, about ten minutes on two cores
 	$(PY) -m pytest -q -m 'not slow and not gpu'
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 BYTES_PER_PARAMETER = 16  # of a checkpoint: weights, their average and the two moments of AdamW, each float32
 DISK_MARGIN_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**22
+PROBE = ".preflight"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ def check(plan: Plan) -> list[str]:
 
     opened = open_shards(plan.shards)
     lines = [_check_splits(opened)]
-    _check_folder(plan.out)
     lines.append(_check_start(plan, opened.fingerprint))
     lines.append(_check_nodes(plan, opened.fingerprint))
     lines.append(_check_contents(opened, plan.verify))
@@ -60,25 +59,23 @@ def _check_splits(opened: ShardSet) -> str:
     return f"shards: {counts['train']} chains to train on, {counts['val']} for validation, fingerprint {opened.fingerprint[:12]}"
 
 
-def _check_folder(out: str) -> None:
-    """Make the run folder; nothing in it is touched."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out {out} cannot be made ({error.strerror}); choose a folder that can be written with out=...") from None
-    if not os.access(out, os.W_OK):
-        raise InputError(f"out {out} cannot be written; choose another folder with out=...")
-
-
 def _check_start(plan: Plan, fingerprint: str) -> str:
-    """A checkpoint in the run folder must be one of this run."""
+    """The run folder is new, empty or of this run. It is made here, so that every node can be asked whether it sees it."""
+    from foundation.pretrain import check_out
     from foundation.train import checkpoint
 
-    found = checkpoint.committed(Path(plan.out))
-    if not found:
-        return "start: at step 0"
-    checkpoint.check_compatible(checkpoint.read_state(found[-1]), plan.config, fingerprint, plan.num_workers)
-    return f"start: continues after {found[-1].name}"
+    out = Path(plan.out)
+    check_out(out, overwrite=False)
+    found = checkpoint.committed(out)
+    if found:
+        checkpoint.check_compatible(checkpoint.read_state(found[-1]), plan.config, fingerprint)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / PROBE).touch()
+        (out / PROBE).unlink()
+    except OSError as error:
+        raise InputError(f"out {out} cannot be written ({error.strerror}); choose another folder with out=...") from None
+    return f"start: continues after {found[-1].name}" if found else "start: at step 0"
 
 
 def count_parameters(config: RunConfig) -> int:
