@@ -15,7 +15,7 @@ from rdkit import Chem
 
 from data_shards.chem.chain import chain_mol
 from data_shards.errors import InputError
-from data_shards.schema import atom_owners
+from data_shards.schema import atom_owners, chain_hydrogens
 from foundation.sampling.request import ChainRequest
 
 V2000_MAX = 999  # atoms or bonds that a V2000 block can count
@@ -155,8 +155,7 @@ def check_format(path: Path, requests: list[ChainRequest], hydrogens: bool) -> N
     if len(requests) > 1:
         raise InputError(f"{path} would hold {len(requests)} polymers but a PDB file holds models of one; use .sdf or .xyz")
     for request in requests:
-        mol = chain_mol(request.topology, request.num_units)
-        atoms = request.num_heavy_atoms + (sum(atom.GetTotalNumHs() for atom in mol.GetAtoms()) if hydrogens else 0)
+        atoms = request.num_heavy_atoms + (int(chain_hydrogens(request.topology, request.num_units).sum()) if hydrogens else 0)
         if atoms > PDB_MAX_ATOMS:
             raise InputError(f"{path}: a chain of {atoms} atoms is over the {PDB_MAX_ATOMS} that a PDB file can number; use .sdf")
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_shards.conformers.fragments import seed_shapes
+from data_shards.console import run
+from foundation.batch import Batch, Condition, select_chains, to_packed
 from foundation.evaluation.baselines import pick_shapes
 from foundation.evaluation.chains import assemble_chains
+from foundation.geometry.assembly import assemble_links, chain_coordinates, condition_layout
+from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
+from foundation.objectives.polyconfm.model import pick_seeds
 from foundation.sampling.request import ChainRequest, read_request
 
 FIXTURES = (
@@ -42,3 +51,51 @@ def chain_of(request: ChainRequest, seed: int = 0, spread_rad: float = 0.3) -> N
 
 def request_of(psmiles: str, num_units: int, tacticity: str = "atactic", seed: int = 0) -> ChainRequest:
     return read_request(psmiles, num_units, tacticity, seed)
+
+
+class LibraryObjective(torch.nn.Module):
+    """A model without weights worth training: library shapes of the right handedness at link dihedrals drawn from the given stream."""
+
+    def __init__(self, spread_rad: float = 0.3, fail: tuple[int, ...] = (), nan: tuple[int, ...] = (), needs_seeds: bool = True) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(spread_rad, dtype=torch.float64), requires_grad=False)
+        self.fail, self.nan, self.calls = fail, nan, 0
+        self.capabilities = Capabilities(needs_seed_conformers=needs_seeds)
+
+    def loss(self, batch: Batch, rng: torch.Generator) -> LossOut:
+        raise AssertionError("not asked for here")
+
+    def embed(self, batch: Batch) -> Embeddings:
+        """Mean distance of the atoms of a unit from the origin of its frame, and its inverse."""
+        unit = torch.zeros(len(batch.unit_chain)).index_add(0, batch.atom_unit, batch.x_unit_ang.norm(dim=-1)) / batch.atoms_per_unit
+        unit = torch.stack([unit, 1 / unit], 1)
+        chain = torch.zeros(batch.num_chains, 2).index_add(0, batch.unit_chain, unit) / batch.num_units[:, None]
+        return Embeddings(unit, chain)
+
+    def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples:
+        self.calls += 1
+        condition = select_chains(condition, torch.arange(condition.num_chains).repeat_interleave(num))
+        everything = torch.ones(len(condition.unit_chain), dtype=torch.bool)
+        x_unit = pick_seeds(condition, everything, rng).double()
+        phi = math.pi + self.scale * torch.randn(len(x_unit), generator=rng, dtype=torch.float64)
+        chain = condition.unit_chain
+        start = condition.unit_position == 0
+        x_world, _ = assemble_links(x_unit, condition.key_slot[chain], condition.link_slot[chain], start, phi)
+        layout = condition_layout(condition)
+        x_ang = chain_coordinates(x_world, layout)
+        for row in self.nan:
+            x_ang[layout.heavy_ptr[row]] = torch.nan
+        failures = [Failure(row, "gave up") for row in self.fail if row < condition.num_chains]
+        return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi)
+
+
+def run_command(app: Callable[[], None], *argv: str) -> int:
+    """Exit code of a command line."""
+    old, sys.argv = sys.argv, ["command", *argv]
+    try:
+        run(app)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = old
+    return 0
