@@ -290,7 +290,11 @@ def _alone() -> Iterator[Unordered]:
 
 @contextmanager
 def start_ray(workers: int | None) -> Iterator[None]:
-    """Ray: the one already connected, else the cluster in RAY_ADDRESS, else one on this machine, stopped afterwards."""
+    """Ray: the one already connected, else the cluster in RAY_ADDRESS, else one on this machine, stopped afterwards.
+
+    Raises:
+        InputError: the cluster in RAY_ADDRESS cannot be joined.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice about GPUs that no task here asks for
     import ray
@@ -301,7 +305,11 @@ def start_ray(workers: int | None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     quiet = {"logging_level": "error", "log_to_driver": False}
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ray.exceptions.AuthenticationError):
+            why = "no cluster answers there, or it asks for an access token that this process does not have"
+            raise InputError(f"cannot join Ray at RAY_ADDRESS={address}: {why}; mend or unset RAY_ADDRESS, or pass --workers 0") from None
     else:
         ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     try:

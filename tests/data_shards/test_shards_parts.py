@@ -14,7 +14,7 @@ import pytest
 
 from data_shards.errors import InputError, PolymerError
 from data_shards.manifest import MANIFEST_NAME
-from data_shards.pipeline import Crash, crew, rows_digest, split_groups
+from data_shards.pipeline import Crash, crew, rows_digest, split_groups, start_ray
 from data_shards.progress import Bars, Plain, Silent
 from data_shards.recipe import FLAGS, BuildRecipe, make_recipe
 from data_shards.schema import PolymerSample
@@ -296,6 +296,24 @@ def test_a_worker_that_dies_or_hangs_takes_no_other_with_it() -> None:
         with pytest.raises(ZeroDivisionError, match="outside the guard"):
             list(unordered(_task, ["defect"], 3.0))
     assert time.monotonic() - start < 45
+
+
+@pytest.mark.parametrize("kind", ["ConnectionError", "AuthenticationError"])
+def test_a_cluster_that_cannot_be_joined_is_one_sentence(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import ray
+
+    asked = []
+
+    def refuse(address: str, **options: object) -> None:
+        asked.append(address)
+        raise ConnectionError("no answer") if kind == "ConnectionError" else ray.exceptions.AuthenticationError("no token")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(InputError, match=r"cannot join Ray at RAY_ADDRESS=10.0.0.1:6379: .*; mend or unset RAY_ADDRESS"):
+        start_ray(None).__enter__()
+    assert asked == ["10.0.0.1:6379"]
 
 
 # progress
