@@ -1,32 +1,40 @@
-"""Pretrain a foundation model here: ``python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/x --out runs/y [key=value ...]``."""
+"""Pretrain a model here: ``python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/x --out runs/y [key=value ...]``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_shards.console import run
 
+if TYPE_CHECKING:
+    from data_shards.reader import ShardSet
+    from foundation.config import RunConfig
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(context_settings={"help_option_names": ["--help"]})
+@app.command()
 def main(
-    shards: Annotated[str, typer.Option(help="Folder or address of shards made by data_shards.build.")],
-    out: Annotated[Path, typer.Option(help="Run folder. If it holds a checkpoint of the same run, training goes on from there.")],
+    shards: Annotated[str, typer.Option(help="folder or address of shards made by data_shards.build")],
+    out: Annotated[Path, typer.Option(help="run folder; a run that it holds goes on from its last checkpoint")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, e.g. train.num_steps=100 objective.local_head=cartesian")
+        list[str] | None,
+        typer.Argument(help="key=value, such as train.num_steps=100 objective.local_head=cartesian", metavar="[KEY=VALUE]..."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="polyconfm_tiny, polyconfm_small, polyconfm_base or polyconfm_large.")] = "polyconfm_tiny",
-    init_from: Annotated[str | None, typer.Option(help="Run or checkpoint folder whose weights start this run (second phase).")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Delete the run folder first.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Check everything, print the plan and stop.")] = False,
+    recipe: Annotated[str, typer.Option(help="polyconfm_tiny, polyconfm_small, polyconfm_base or polyconfm_large")] = "polyconfm_tiny",
+    init_from: Annotated[str | None, typer.Option(help="run or checkpoint folder whose weights start this run (a second phase)")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the run in --out first")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the plan and the configuration, write nothing")
+    ] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True, help="passed by the deepspeed launcher")] = 0,
 ) -> None:
-    """Pretrain on shards. Also works under torchrun or deepspeed with several ranks.
+    """Pretrain on shards; with several ranks under torchrun or deepspeed.
 
-    Exit codes: 0 done, 2 bad input, 3 stopped by a signal after a checkpoint (the same command goes on).
+    Exit 0 done, 2 bad input, 3 stopped by a signal after a checkpoint: the same command goes on.
     """
     import os
 
@@ -36,35 +44,59 @@ def main(
     from foundation.recipes import get_recipe
     from foundation.train import checkpoint
 
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     config = apply_overrides(get_recipe(recipe), overrides or [])
     opened = open_shards(shards)
     micro_batches_of_rank(config.train.micro_batches_per_step, rank, world_size)
-    if init_from is not None:
-        checkpoint.find(init_from)
+    check_out(out, overwrite)
     found = [] if overwrite else checkpoint.committed(out)
     if found:
-        checkpoint.check_compatible(checkpoint.read_state(found[-1]), config, opened.fingerprint, world_size)
+        checkpoint.check_compatible(checkpoint.read_state(found[-1]), config, opened.fingerprint)
+    elif init_from is not None:
+        init_from = str(checkpoint.find(init_from))
     if rank == 0:
-        counts = {split: len(opened.samples(split)) for split in ("train", "val", "test")}
-        start = f"continues after {found[-1].name}" if found else "starts at step 0"
-        typer.echo(
-            f"{recipe}: {config.train.num_steps} steps on {counts['train']} chains ({counts['val']} for validation), {start}, {world_size} rank(s)"
-        )
+        typer.echo(plan(config, opened, f"goes on after {found[-1].name}" if found else "starts at step 0", world_size))
     if dry_run:
         typer.echo(config.model_dump_json(indent=1))
         return
     if overwrite and rank == 0 and out.exists():
         import shutil
 
-        shutil.rmtree(out)
+        shutil.rmtree(out)  # the other ranks meet rank 0 only after this
 
     from foundation.train.loop import train
 
     result = train(config, out, shards, rank=rank, world_size=world_size, init_from=init_from)
     if rank == 0:
-        val = "" if result.val_loss is None else f", validation loss {result.val_loss:.4f}"
-        typer.echo(f"done: step {result.step}, training loss {result.train_loss:.4f}{val}, {result.checkpoint}")
+        losses = {"training": result.train_loss, "validation": result.val_loss}
+        text = "".join(f", {name} loss {value:.4f}" for name, value in losses.items() if value is not None)
+        typer.echo(f"done: step {result.step}{text}, {result.checkpoint}")
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """The run folder is new, empty or of a run; nothing else is ever deleted or written into.
+
+    Raises:
+        InputError: a file, or a folder with something else in it.
+    """
+    from foundation.errors import InputError
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; pass a folder")
+    is_run = (out / "run.json").exists()
+    if out.exists() and not is_run and any(not p.name.startswith(".") for p in out.iterdir()):
+        deed = "delete" if overwrite else "write into"
+        raise InputError(f"--out {out} holds files but no run.json, so it is no run folder to {deed}; pass another --out")
+
+
+def plan(config: RunConfig, shards: ShardSet, start: str, world_size: int) -> str:
+    """What will happen, in a few words."""
+    counts = {split: len(shards.samples(split)) for split in ("train", "val", "test")}
+    return (
+        f"{config.recipe}: {config.train.num_steps} steps on {counts['train']} chains ({counts['val']} for validation), {start},"
+        f" {world_size} rank{'s' if world_size > 1 else ''}, ZeRO-{config.train.zero_stage}, {config.train.precision}"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def polyconfm_small() -> RunConfig:
     return RunConfig(
         recipe="polyconfm_small",
         objective=PolyConFMConfig.small(),
-        data=DataConfig(token_budget=16_384),
+        data=DataConfig(token_budget=16_384, num_workers=2),
         train=TrainConfig(lr=5e-4, num_steps=50_000, checkpoint_every=1000, validate_every=1000),
     )
 
@@ -30,7 +30,7 @@ def polyconfm_base() -> RunConfig:
     return RunConfig(
         recipe="polyconfm_base",
         objective=PolyConFMConfig.base(),
-        data=DataConfig(token_budget=32_768),
+        data=DataConfig(token_budget=32_768, num_workers=4),
         train=TrainConfig(
             lr=2e-4,
             num_steps=200_000,
@@ -44,11 +44,11 @@ def polyconfm_base() -> RunConfig:
 
 
 def polyconfm_large() -> RunConfig:
-    """About 500 M parameters."""
+    """About 400 M parameters."""
     return RunConfig(
         recipe="polyconfm_large",
         objective=PolyConFMConfig.large(),
-        data=DataConfig(token_budget=32_768),
+        data=DataConfig(token_budget=32_768, num_workers=4),
         train=TrainConfig(
             lr=1e-4,
             num_steps=200_000,

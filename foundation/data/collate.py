@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.chem.topology import adjacency, backbone, ring_bonds, rotatable_bonds, smallest_ring_size
-from data_shards.schema import PolymerSample, UnitTopology, unit_slots
-from foundation.batch import ATOM_FEATURES, BOND_FEATURES, Batch, Condition
+from data_shards.schema import PolymerSample, UnitTopology
+from foundation.batch import ATOM_FEATURES, BOND_FEATURES, Batch, Condition, ragged_coordinates, to_packed
 from foundation.encoders.sequence import tokenise
-from foundation.geometry.assembly import chain_layout, decompose
+from foundation.geometry.assembly import condition_layout, decompose
 from foundation.geometry.frames import gram_schmidt, local_coordinates
 
 
@@ -102,38 +102,51 @@ def condition(
     return Condition(**offsets, **graph, handedness=signs.reshape(-1), seed_x_unit_ang=seeds, seed_mask=mask)
 
 
-def featurise(sample: PolymerSample, conformation: int, index: int = 0) -> ChainExample:
-    """One conformation of a sample, decomposed into unit frames.
+def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int]) -> Batch:
+    """Chains with one conformation each, decomposed into unit frames and packed in the order given.
 
     Args:
-        sample: from a shard.
-        conformation: which of its K conformations.
-        index: place of the chain in the epoch's order.
+        samples: from shards.
+        conformations: which of its K conformations each chain has.
+        index: place of each chain in the epoch's order.
     """
-    topology, num_units = sample.topology, sample.num_units
-    slots = unit_slots(topology.key_atoms, topology.num_atoms, num_units)
-    x_ang = np.asarray(sample.heavy_ang[conformation], dtype=np.float64)
-    x_ang = x_ang - x_ang.mean(0)
-    units = x_ang[slots]  # (N, n, 3)
-    arms = units[:, topology.stereo_neighbours] - units[:, topology.stereo_centres[:, None]]  # (N, c, 3, 3)
-    given = condition(topology, num_units, np.sign(np.linalg.det(arms)).astype(np.int8))
-    per_unit = torch.zeros(num_units, dtype=torch.int64)
-    start = given.unit_position == 0
-    layout = chain_layout(given.key_slot[per_unit], given.atoms_per_unit, start, topology.num_atoms)
-    parts = decompose(
-        torch.from_numpy(x_ang.astype(np.float32)), layout, given.key_slot[per_unit], given.frame_slot[per_unit], given.link_slot[per_unit]
+    given = collate_conditions(
+        [condition(s.topology, s.num_units, np.zeros((s.num_units, len(s.topology.stereo_centres)), dtype=np.int8)) for s in samples]
     )
+    chains = [np.asarray(s.heavy_ang[k], dtype=np.float64) for s, k in zip(samples, conformations, strict=True)]
+    x_ang = torch.from_numpy(np.concatenate([x - x.mean(0) for x in chains]).astype(np.float32))
+    layout, chain = condition_layout(given), given.unit_chain
+    parts = decompose(x_ang, layout, given.key_slot[chain], given.frame_slot[chain], given.link_slot[chain])
     known = {f.name: getattr(given, f.name) for f in fields(Condition)}
-    return ChainExample(
-        Batch(
-            **known,
-            x_unit_ang=parts.x_unit_ang.reshape(-1, 3),
-            world_from_unit=parts.world_from_unit.rot,
-            origin_world_ang=parts.world_from_unit.trans,
-            link_dihedral_rad=parts.link_dihedral_rad,
-            index=torch.tensor([index]),
-        )
+    return Batch(
+        **known | {"handedness": handedness(given, parts.x_unit_ang)},
+        x_unit_ang=to_packed(parts.x_unit_ang, given.atom_ptr),
+        world_from_unit=parts.world_from_unit.rot,
+        origin_world_ang=parts.world_from_unit.trans,
+        link_dihedral_rad=parts.link_dihedral_rad,
+        index=torch.tensor(list(index)),
     )
+
+
+def handedness(given: Condition, x_unit_ang: Tensor) -> Tensor:
+    """(N,) sign of the triple product of the three named neighbours at every stereocentre of every unit, 0 elsewhere.
+
+    Args:
+        given: the chains.
+        x_unit_ang: (U, A, 3).
+    """
+    unit, place = ragged_coordinates(torch.cat([given.stereo_ptr.new_zeros(1), given.stereo_ptr.diff()[given.unit_chain].cumsum(0)]))
+    slot = given.stereo_slot[given.stereo_ptr[given.unit_chain[unit]] + place]  # (centres of all units, 4)
+    points = x_unit_ang[unit[:, None], slot].double()
+    arms = points[:, 1:] - points[:, :1]
+    signs = x_unit_ang.new_zeros(len(given.handedness))
+    signs[given.atom_ptr[unit] + slot[:, 0]] = torch.linalg.det(arms).sign().to(signs.dtype)
+    return signs
+
+
+def featurise(sample: PolymerSample, conformation: int, index: int = 0) -> ChainExample:
+    """One conformation of one sample, decomposed into unit frames."""
+    return ChainExample(build_batch([sample], [conformation], [index]))
 
 
 def collate_conditions(items: Sequence[Condition]) -> Condition:

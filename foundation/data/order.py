@@ -1,8 +1,9 @@
 """The order of samples as arithmetic of (seed, epoch, manifest). Nothing here knows ranks, workers or files.
 
-The samples of an epoch are shuffled, grouped by size, packed into micro-batches of at most token_budget atoms, and the micro-batches are
-shuffled. Epochs follow each other as one stream of micro-batches; a step takes the next micro_batches_per_step of them and may straddle
-two epochs, so no sample is left out and none comes twice in an epoch. The state of a reader is one integer, samples_seen.
+    samples of an epoch --shuffle--> --sort into size buckets--> --fill micro-batches up to token_budget atoms--> --shuffle micro-batches-->
+
+Epochs follow each other as one stream of micro-batches; a step takes the next micro_batches_per_step of them and may straddle two
+epochs, so no sample is left out and none comes twice in an epoch. The state of a reader is one integer, samples_seen.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.errors import ConfigError, InputError
+from foundation.errors import CheckpointError, ConfigError, InputError
 
-SIZE_RATIO = 1.25  # units within this factor in atoms share a bucket
+SIZE_RATIO = 1.25  # units within this factor in atoms, and chains within it in units, share a bucket
 
 
 @dataclass(frozen=True)
@@ -61,59 +62,72 @@ class Order:
     token_budget: int
 
     def __post_init__(self) -> None:
-        if not self.atoms_per_unit:
-            raise InputError("the training split has 0 samples, at least 1 is needed; build shards from more polymers")
+        if not len(self.atoms_per_unit):
+            raise InputError("the split has 0 samples, at least 1 is needed; build shards from more polymers")
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.atoms_per_unit)
 
     def plan(self, epoch: int) -> list[MicroBatch]:
         """All micro-batches of one epoch."""
         return _plan(self, epoch)
 
-    def stream(self, samples_seen: int) -> Iterator[MicroBatch]:
-        """Micro-batches from where samples_seen samples have been read.
+    def stream(self, samples_seen: int = 0) -> Iterator[MicroBatch]:
+        """Micro-batches from where samples_seen samples have been read, without end.
 
         Raises:
-            InputError: samples_seen is not the end of a micro-batch of this order.
+            CheckpointError: samples_seen is not the end of a micro-batch of this order.
         """
-        size = len(self.atoms_per_unit)
-        epoch, inside = divmod(samples_seen, size)
-        ends = [0, *(m.seen - epoch * size for m in self.plan(epoch))]
-        if inside not in ends:
-            raise InputError(f"samples_seen {samples_seen} is not the end of a micro-batch; the token budget or the seed has changed")
-        skip = ends.index(inside)
+        epoch, inside = divmod(samples_seen, self.num_samples)
+        ends = [epoch * self.num_samples, *(m.seen for m in self.plan(epoch))]
+        if samples_seen not in ends:
+            raise CheckpointError(
+                f"samples_seen {samples_seen} is not the end of a micro-batch ({inside} samples into epoch {epoch});"
+                " continue with the data.token_budget and train.seed that the checkpoint was made with"
+            )
+        skip = ends.index(samples_seen)
         while True:
             yield from self.plan(epoch)[skip:]
             epoch, skip = epoch + 1, 0
+
+    def num_atoms(self, micro: MicroBatch) -> int:
+        """Atoms of a micro-batch, the stars of every unit included."""
+        return sum(self.num_units[i] * self.atoms_per_unit[i] for i in micro.samples)
+
+    def padded_atoms(self, micro: MicroBatch) -> int:
+        """The same with padding: chains x units of the longest chain x atoms of the largest unit."""
+        return len(micro.samples) * max(self.num_units[i] for i in micro.samples) * max(self.atoms_per_unit[i] for i in micro.samples)
 
 
 @lru_cache(maxsize=4)
 def _plan(order: Order, epoch: int) -> list[MicroBatch]:
     rng = np.random.Generator(np.random.Philox(counter("epoch", order.seed, epoch)))
-    per_unit = np.array(order.atoms_per_unit)
-    atoms = per_unit * np.array(order.num_units)
-    bucket = np.floor(np.log(per_unit) / np.log(SIZE_RATIO)).astype(np.int64)
-    shuffled = rng.permutation(len(atoms))
-    shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]
-    groups = _pack(shuffled, atoms, order.token_budget)
-    seen = epoch * len(atoms)
+    per_unit, num_units = np.array(order.atoms_per_unit), np.array(order.num_units)
+    unit_bucket, chain_bucket = (np.floor(np.log(size) / np.log(SIZE_RATIO)) for size in (per_unit, num_units))
+    shuffled = rng.permutation(order.num_samples)
+    shuffled = shuffled[np.lexsort((chain_bucket[shuffled], unit_bucket[shuffled]))]  # stable: shuffled inside a bucket
+    groups = _fill(shuffled, per_unit * num_units, order.token_budget)
+    seen = epoch * order.num_samples
     plan = []
     for g in rng.permutation(len(groups)):
-        samples = tuple(int(i) for i in groups[g])
+        samples = tuple(groups[g])
         seen += len(samples)
         picks = tuple(counter("conformation", order.seed, epoch, i) % order.num_conformations[i] for i in samples)
         plan.append(MicroBatch(epoch, samples, picks, seen, counter("noise", order.seed, epoch, samples[0])))
     return plan
 
 
-def _pack(queue: NDArray[np.int64], atoms: NDArray[np.int64], budget: int) -> list[list[int]]:
+def _fill(queue: NDArray[np.int64], atoms: NDArray[np.int64], budget: int) -> list[list[int]]:
     """Fill micro-batches in the order of the queue; a sample over the budget comes alone."""
     groups: list[list[int]] = []
     room = 0
-    for i in queue.tolist():
-        if not groups or atoms[i] > room:
+    for i, size in zip(queue.tolist(), atoms[queue].tolist(), strict=True):
+        if not groups or size > room:
             groups.append([])
             room = budget
         groups[-1].append(i)
-        room -= int(atoms[i])
+        room -= size
     return groups
 
 
@@ -126,7 +140,7 @@ def micro_batches_of_rank(micro_batches_per_step: int, rank: int, world_size: in
     if micro_batches_per_step % world_size:
         fits = [n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0]
         raise ConfigError(
-            f"world size {world_size} does not divide train.micro_batches_per_step {micro_batches_per_step}; use one of {fits} ranks"
+            f"{world_size} ranks do not divide train.micro_batches_per_step {micro_batches_per_step}; use one of {fits} ranks"
             f" or set train.micro_batches_per_step to a multiple of {world_size}"
         )
     return range(rank, micro_batches_per_step, world_size)

@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
+
+WINDOW = 50  # steps that the estimate of the time left looks back on
 
 
 class Console:
-    """Shows loss, speed, padding efficiency and time left; rank 0 only."""
+    """Shows loss, speed, padding efficiency and time left; rank 0 only.
 
-    def __init__(self, num_steps: int, first_step: int, log_every: int) -> None:
-        self.num_steps, self.first_step, self.log_every = num_steps, first_step, log_every
-        self.started = time.monotonic()
-        self.progress: Any = None
+    Args:
+        num_steps: of the whole run.
+        first_step: steps done before.
+        log_every: steps between plain lines.
+        clock: seconds.
+    """
+
+    def __init__(self, num_steps: int, first_step: int, log_every: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_steps, self.log_every, self.clock = num_steps, log_every, clock
+        self.times = deque([clock()], maxlen=WINDOW)
+        self.bar: Any = None
         if sys.stderr.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.console import Console as Terminal
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-            columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-            self.progress = Progress(*columns, TextColumn("{task.description}"))
-            self.progress.start()
-            self.task = self.progress.add_task("", total=num_steps, completed=first_step)
+            columns = TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+            self.bar = Progress(*columns, console=Terminal(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task("", total=num_steps, completed=first_step)
 
-    def show(self, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of a finished step."""
-        parts = [f"loss {metrics['train/loss']:.4f}"]
-        parts += [f"val {metrics['val/loss']:.4f}"] if "val/loss" in metrics else []
-        parts.append(f"{metrics['train/chains_per_sec']:.1f} chains/s {metrics['train/atoms_per_sec']:.0f} atoms/s")
-        parts.append(f"padding {metrics['train/padding_efficiency']:.0%}")
-        if self.progress is not None:
-            self.progress.update(self.task, completed=step, description="  ".join(parts))
-        elif step % self.log_every == 0 or step == self.num_steps or "val/loss" in metrics:
-            left = (time.monotonic() - self.started) / max(step - self.first_step, 1) * (self.num_steps - step)
-            print(f"step {step}/{self.num_steps}  {'  '.join(parts)}  {left:.0f} s left", file=sys.stderr, flush=True)
+    def show(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Metrics of a finished step, counted from 1."""
+        self.times.append(self.clock())
+        text = "  ".join([*_parts(metrics), f"{_duration(self._seconds_left(step))} left"])
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=text)
+        elif step % self.log_every == 0 or step == self.num_steps or "val/loss" in metrics or metrics["train/grad_norm"] is None:
+            print(f"step {step}/{self.num_steps}  {text}", file=sys.stderr, flush=True)
+
+    def _seconds_left(self, step: int) -> float:
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1) * (self.num_steps - step)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self.progress is not None:
-            self.progress.stop()
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _parts(metrics: Mapping[str, float | None]) -> list[str]:
+    loss = metrics["train/loss"] if metrics["train/grad_norm"] is not None else None
+    parts = ["not finite, skipped" if loss is None else f"loss {loss:.4f}"]
+    parts += [f"val {value:.4f}" for name, value in metrics.items() if name == "val/loss" and value is not None]
+    parts.append(f"{metrics['train/chains_per_sec']:.1f} chains/s  {metrics['train/atoms_per_sec']:.0f} atoms/s")
+    return [*parts, f"padding {metrics['train/padding_efficiency']:.0%}"]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,43 +1,72 @@
-"""metrics.jsonl, one line a step, always; W&B as a mirror when asked for, offline unless the environment says otherwise."""
+"""metrics.jsonl, one line a step, always; W&B as a mirror, offline unless told otherwise."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_shards.manifest import write_atomic
+from foundation.config import TrackConfig
 from foundation.track.metrics import check_names
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes metrics of rank 0. Each step stands in the file once, also across restarts."""
+    """Writes metrics; rank 0 only. Each step stands in the file once, also across restarts.
 
-    def __init__(self, out: Path, *, first_step: int, config: dict[str, Any], wandb: bool, project: str) -> None:
+    Args:
+        out: run folder.
+        first_step: steps done before; lines of later ones belong to work that was lost and are dropped.
+        config: of the whole run, for W&B.
+        track: what to do besides the file.
+        run_id: joins the pieces of an interrupted run in W&B.
+    """
+
+    def __init__(self, out: Path, *, first_step: int, config: dict[str, Any], track: TrackConfig, run_id: str) -> None:
         self.path = out / "metrics.jsonl"
-        _keep_until(self.path, first_step)
+        keep_until(self.path, first_step)
         self.file = self.path.open("a", encoding="utf-8")
-        self.run: Any = None
-        if wandb:
-            import wandb as client
+        self.mirror = _start_wandb(out, config, track, run_id)
 
-            os.environ.setdefault("WANDB_MODE", "offline")
-            os.environ.setdefault("WANDB_SILENT", "true")
-            self.run = client.init(project=project, dir=str(out), config=config, name=out.name, id=out.name, resume="allow")
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add the line of a step."""
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Add the line of a step, counted from 1. What is not finite becomes null."""
         check_names(metrics)
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
+        self.file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self.file.flush()
-        if self.run is not None:
-            self.run.log(metrics, step=step)
+        if self.mirror is not None:
+            self.mirror.log({name: value for name, value in finite.items() if value is not None}, step=step)
 
     def close(self) -> None:
         """Finish the file and the mirror."""
         self.file.close()
-        if self.run is not None:
-            self.run.finish()
+        if self.mirror is not None:
+            self.mirror.finish(quiet=True)
+
+
+def _start_wandb(out: Path, config: dict[str, Any], track: TrackConfig, run_id: str) -> Any:
+    """A W&B run inside the run folder, or None. It never asks for a login, and a mirror that fails does not stop training."""
+    mode = os.environ.get("WANDB_MODE", track.mode)
+    if not track.wandb or mode in ("disabled", "dryrun-off"):
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    import wandb
+
+    try:
+        if mode == "online" and not wandb.api.api_key:
+            log.warning("W&B is offline: no API key (set WANDB_API_KEY); `wandb sync %s` uploads the run later", out / "wandb")
+            mode = "offline"
+        return wandb.init(project=track.project, dir=str(out), config=config, name=out.name, id=run_id, resume="allow", mode=mode)
+    except Exception as error:
+        log.warning("W&B cannot be used (%s: %s); metrics.jsonl has everything", type(error).__name__, error)
+        return None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -51,10 +80,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop lines after a step: they belong to work that was lost and will be done again."""
-    kept = [row for row in read_metrics(path) if row["step"] <= step]
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines after a step, all at once or not at all."""
     if path.exists():
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(aside, path)
+        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())

@@ -1,4 +1,4 @@
-"""Stop on request: SIGTERM and SIGINT finish the step, write a checkpoint and leave with a resumable exit code."""
+"""When to stop: on request, or because training has broken."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+from foundation.errors import InputError
 
 
 class StopRequest:
@@ -26,3 +28,24 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+class SkipGuard:
+    """Counts steps that were skipped because loss or gradient was not finite; too many in a row end the run."""
+
+    def __init__(self, most_in_a_row: int, lr: float) -> None:
+        self.most_in_a_row, self.lr = most_in_a_row, lr
+        self.in_a_row = 0
+
+    def see(self, step: int, *, applied: bool) -> None:
+        """Take note of step number step, counted from 1.
+
+        Raises:
+            InputError: more than most_in_a_row in a row.
+        """
+        self.in_a_row = 0 if applied else self.in_a_row + 1
+        if self.in_a_row > self.most_in_a_row:
+            raise InputError(
+                f"loss or gradient was not finite in {self.in_a_row} steps in a row up to step {step}, at most"
+                f" train.max_consecutive_skips={self.most_in_a_row} are allowed; lower train.lr={self.lr:g}"
+            )

@@ -1,0 +1,97 @@
+"""The processes of a run: who I am, what we agree on. Tensors travel through the engine, words through here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from foundation.errors import CheckpointError, InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among world_size.
+
+    Attributes:
+        rank, world_size: this process and how many there are.
+        device: where its tensors live.
+        words: gloo group for small Python objects; None where the default group is gloo already.
+        started_here: whether leaving the context ends the process group.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    words: Any
+    started_here: bool
+
+    @classmethod
+    def start(cls, rank: int, world_size: int) -> Ranks:
+        """Join the process group: the one that exists, the one that the environment names, or one of this process alone.
+
+        Raises:
+            InputError: several ranks are wanted but the environment does not say where they meet, or the existing group has another size.
+        """
+        cuda = torch.cuda.is_available()
+        local = int(os.environ.setdefault("LOCAL_RANK", "0"))  # deepspeed reads it too
+        device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        started_here = not dist.is_initialized()
+        if started_here:
+            backend = "nccl" if cuda else "gloo"
+            if world_size == 1:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            elif "MASTER_ADDR" in os.environ:
+                dist.init_process_group(backend, rank=rank, world_size=world_size)
+            else:
+                raise InputError(f"{world_size} ranks do not know where to meet (MASTER_ADDR is not set); start them with torchrun")
+        if dist.get_world_size() != world_size:
+            raise InputError(f"world_size {world_size} is not the size of the running process group, {dist.get_world_size()}; pass that")
+        words = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        return cls(rank, world_size, device, words, started_here)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.words)
+        return values
+
+    def on_rank_zero(self, work: Callable[[], None]) -> None:
+        """Do something once while the other ranks wait; if it fails, it fails on all of them.
+
+        Raises:
+            CheckpointError: the file system refused.
+        """
+        said: tuple[type[InputError], str] | None = None
+        if self.rank == 0:
+            try:
+                work()
+            except OSError as error:
+                said = (
+                    CheckpointError,
+                    f"{error.filename or 'the run folder'} cannot be written ({error.strerror or error}); free or change it",
+                )
+            except InputError as error:
+                said = type(error), str(error)
+        said = self.gather(said)[0]
+        if said is not None:
+            raise said[0](said[1])
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # after an error the other ranks may be inside a collective: leaving without a word lets the launcher see the exit code
+        if self.started_here and error is None:
+            dist.destroy_process_group()

@@ -1,0 +1,35 @@
+"""Randomness of training is a function of counters, so there is no stream to save and none to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of one micro-batch: the same noise on whatever rank and in whatever run it is computed.
+
+    The global generators are set too, for layers such as dropout that know no other.
+    """
+    torch.manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """On CPU only operations whose result does not change from run to run; the settings of before come back at the end.
+
+    CUDA keeps its fast scatter kernels: sums over atoms may differ there in the last bit.
+    """
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
