@@ -101,7 +101,7 @@ def rotatable_bonds(topology: UnitTopology) -> tuple[NDArray[np.int32], NDArray[
     triple = np.zeros(topology.num_atoms, dtype=bool)
     triple[topology.bonds[topology.bond_orders == BOND_TRIPLE].ravel()] = True
     doubles = np.bincount(topology.bonds[topology.bond_orders == 2].ravel(), minlength=topology.num_atoms)
-    linear = triple | (doubles >= 2)
+    linear = (triple | (doubles >= 2)) & (bonded.sum(axis=1) == 2)  # a sulfone has two double bonds and is not linear
     found: list[tuple[int, int, NDArray[np.int32], NDArray[np.bool_]]] = []
     for k, (i, j) in enumerate(topology.bonds):
         if in_ring[k] or topology.bond_orders[k] != BOND_SINGLE or linear[i] or linear[j]:
