@@ -47,7 +47,7 @@ class Tracker:
         """Finish the file and the mirror."""
         self.file.close()
         if self.mirror is not None:
-            self.mirror.finish(quiet=True)
+            self.mirror.finish()
 
 
 def _start_wandb(out: Path, config: dict[str, Any], track: TrackConfig, run_id: str) -> Any:

@@ -220,7 +220,8 @@ class PolyConFM(nn.Module):
 
 def pick_seeds(condition: Condition, chosen: Tensor, rng: torch.Generator) -> Tensor:
     """(M, A, 3) a seed geometry for every chosen unit, drawn among those whose handedness agrees best with the unit's."""
-    assert condition.seed_x_unit_ang is not None and condition.seed_mask is not None, "a torsional head needs seed geometries"
+    assert condition.seed_x_unit_ang is not None, "a torsional head needs seed geometries"
+    assert condition.seed_mask is not None
     seeds = condition.seed_x_unit_ang
     chain = condition.unit_chain[chosen]
     signs = seed_handedness(condition)  # (B, K, A)
