@@ -17,6 +17,7 @@ from rdkit import Chem, RDLogger, rdBase
 from data_shards.errors import PolymerError
 
 HEAD, TAIL = 1, 2  # isotope labels of a block's attachment points
+MAX_PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ def canonicalise(psmiles: str) -> CanonicalPsmiles:
     """
     mol = parse(psmiles)
     name, multiplicity = _smallest_unit(mol)
+    for _ in range(MAX_PASSES):
+        if "/" not in name and "\\" not in name:
+            break
+        # RDKit may drop a double-bond mark beside a cut when blocks are joined; repeat until the string is its own canonical form
+        again, times = _smallest_unit(Chem.MolFromSmiles(name))
+        if again == name:
+            break
+        name, multiplicity = again, multiplicity * times
     bare = Chem.Mol(mol)
     Chem.RemoveStereochemistry(bare)
     for atom in bare.GetAtoms():
