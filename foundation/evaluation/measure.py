@@ -114,7 +114,7 @@ def link_counts(tables: ChainTables, x_ang: NDArray[np.floating]) -> NDArray[np.
 def torsion_counts(tables: ChainTables, x_ang: NDArray[np.floating]) -> NDArray[np.float64]:
     """(K, H, 3) -> (T, 36) histogram of each torsion of the unit."""
     angles = metrics.dihedrals_rad(x_ang, tables.torsions)  # (K, N, T)
-    return metrics.histogram(np.moveaxis(angles, -1, 0).reshape(angles.shape[-1], -1))
+    return metrics.histogram(np.moveaxis(angles, -1, 0).reshape(angles.shape[-1], angles.shape[0] * angles.shape[1]))
 
 
 def handedness(tables: ChainTables, x_ang: NDArray[np.floating]) -> NDArray[np.int8]:

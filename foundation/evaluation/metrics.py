@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -101,7 +102,7 @@ def class_means(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDAr
 def histogram(angle_rad: NDArray[np.floating]) -> NDArray[np.float64]:
     """(..., M) angles -> (..., NUM_BINS) counts over (-pi, pi]."""
     place = np.clip(np.floor((angle_rad + np.pi) / (2 * np.pi) * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
-    rows = place.reshape(-1, place.shape[-1])
+    rows = place.reshape(math.prod(place.shape[:-1]), place.shape[-1])
     flat = rows + np.arange(len(rows))[:, None] * NUM_BINS
     counts = np.bincount(flat.ravel(), minlength=len(rows) * NUM_BINS).astype(np.float64)
     return counts.reshape(*place.shape[:-1], NUM_BINS)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 DIGITS = 3
+WIDTH = 170  # columns where the output is no terminal
 
 
-def number(estimate: dict[str, Any] | None) -> str:
-    """A value with its interval, as text."""
+def number(estimate: dict[str, Any] | None, interval: bool) -> str:
+    """A value, with its interval where asked for, as text."""
     if estimate is None or estimate["value"] is None:
         return "-"
     value, low, high = (_short(estimate[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if interval else value
 
 
 def _short(value: float) -> str:
@@ -21,40 +22,42 @@ def _short(value: float) -> str:
     return f"{value:.{DIGITS}f}" if abs(value) < 100 else f"{value:.1f}"
 
 
-def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: metric, unit, then a cell for each method, then polymers behind the first method's number."""
+def rows(results: dict[str, Any], intervals: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: metric, unit, a cell for each method, polymers that have the metric.
+
+    Args:
+        results: content of results.json.
+        intervals: how many methods, from the left, show their interval.
+    """
     methods = list(results["attempts"])
     attempts, num_polymers = results["attempts"], str(results["protocol"]["num_polymers"])
     header = ["metric", "unit", *methods, "polymers"]
     body = [
-        [
-            "conformations attempted",
-            "",
-            *(str(attempts[m]["attempted"]) for m in methods),
-            num_polymers,
-        ],
+        ["conformations attempted", "", *(str(attempts[m]["attempted"]) for m in methods), num_polymers],
         ["conformations failed", "", *(str(attempts[m]["failed"]) for m in methods), ""],
     ]
     for name, metric in results["metrics"].items():
         own = metric["methods"]
         if own:
             most = max(estimate["num_polymers"] for estimate in own.values())
-            body.append([name, metric["unit"], *(number(own.get(m)) for m in methods), str(most)])
+            cells = (number(own.get(m), k < intervals) for k, m in enumerate(methods))
+            body.append([name, metric["unit"], *cells, str(most)])
     return header, body
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print the table and what failed."""
+    """Print the table and what failed; only the model's intervals fit on a screen."""
     from rich.console import Console
     from rich.table import Table
 
-    header, body = rows(results)
+    header, body = rows(results, 1)
     table = Table(title=f"{results['protocol']['num_polymers']} polymers, {results['settings']['split']} split", title_justify="left")
     for index, title in enumerate(header):
-        table.add_column(title, justify="left" if index < 2 else "right", overflow="fold")
+        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=index in (0, 2))
     for row in body:
         table.add_row(*row)
-    Console().print(table)
+    screen = Console()
+    (screen if screen.is_terminal else Console(width=WIDTH)).print(table)
     print(f"[low, high]: {results['protocol']['interval']}")
     for method, attempts in results["attempts"].items():
         for reason, count in attempts["reasons"].items():
@@ -63,7 +66,7 @@ def show(results: dict[str, Any]) -> None:
 
 def markdown(results: dict[str, Any], figures: list[str]) -> str:
     """The same table as a page, with protocol and figures."""
-    header, body = rows(results)
+    header, body = rows(results, len(results["attempts"]))
     lines = [
         "# Evaluation",
         "",

@@ -22,6 +22,7 @@ from foundation.sampling.run import generate_chains
 from foundation.sampling.writers import Properties, StructureFile, provenance_path
 
 MAX_FAILURE_LINES = 20
+WIDTH = 130  # columns where the output is no terminal
 BOND_TOLERANCE_ANG = 0.1  # against the same bond in the library's relaxed shapes
 
 
@@ -222,7 +223,8 @@ def show_report(report: Report, out: Path) -> None:
             table.add_row(psmiles, str(len(checks)), str(lost[row]), str(passed), f"{bonds.max():.3f}", f"{clashes.mean():.1f}", spread)
         else:
             table.add_row(psmiles, "0", str(lost[row]), "0", "-", "-", "-")
-    Console().print(table)
+    screen = Console()
+    (screen if screen.is_terminal else Console(width=WIDTH)).print(table)
     print(f"{report.attempted} conformations attempted, {report.written} written, {report.attempted - report.written} failed")
     for refusal in report.refused[:MAX_FAILURE_LINES]:
         print(f"  row {refusal.row} {refusal.psmiles}: {refusal.detail}")

@@ -1,0 +1,247 @@
+"""From shards to table: baselines on three polymers end to end, failures counted, same seed same bytes, one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards.chem.repeat_unit import build_unit
+from data_shards.conformers.grow import grow_chain
+from data_shards.errors import PolymerError
+from data_shards.reader import ShardSet
+from foundation.errors import InputError
+from foundation.evaluate import app
+from foundation.evaluation import baselines, figures, metrics, protocol, table
+from foundation.evaluation.baselines import LinkHistogram, extended_links, pick_shapes, random_links, train_histogram
+from foundation.evaluation.chains import chain_tables
+from foundation.evaluation.measure import Attempts, link_counts, measure, reference_of
+from tests.sampling.conftest import LibraryObjective, run_command
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> LibraryObjective:
+    made = LibraryObjective()
+    monkeypatch.setattr("foundation.train.checkpoint.load_model", lambda path: (made, None))
+    return made
+
+
+def command(shards: ShardSet, out: Path, *more: str) -> int:
+    return run_command(app, "--checkpoint", "y", "--shards", shards.path, "--out", str(out), "--num", "3", *more)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- baselines
+
+
+def test_shapes_are_drawn_evenly_among_those_of_the_right_hand() -> None:
+    shapes = np.arange(6.0)[:, None, None] * np.ones((6, 4, 3))
+    signs = np.array([[1], [1], [1], [-1], [-1], [-1]], dtype=np.int8)
+    wanted = np.array([[1], [-1]] * 50, dtype=np.int8)
+    picked = pick_shapes(shapes, signs, wanted, 30, np.random.default_rng(0))
+    assert picked.shape == (30, 100, 4, 3)
+    which = picked[..., 0, 0]
+    assert set(which[:, ::2].ravel()) == {0, 1, 2}
+    assert set(which[:, 1::2].ravel()) == {3, 4, 5}
+    assert np.bincount(which[:, ::2].ravel().astype(int)).min() > 400
+    free = pick_shapes(shapes, signs[:, :0], wanted[:, :0], 5, np.random.default_rng(0))
+    assert len(np.unique(free)) == 6, "without stereocentres every shape serves"
+
+
+def test_baselines_keep_units_and_differ_in_the_links_alone(shards: ShardSet) -> None:
+    for entry in shards.samples("test"):
+        sample = shards.read(entry)
+        reference = reference_of(sample)
+        histogram = train_histogram(shards.read(e) for e in shards.samples("train"))
+        seen = {}
+        for name, method in baselines.baselines(histogram):
+            attempts = method(sample, reference.handedness, 4, 0)
+            again = method(sample, reference.handedness, 4, 0)
+            assert np.array_equal(attempts.x_ang, again.x_ang), "the same seed gives the same chains"
+            values = measure(reference, attempts).values
+            assert values["bond_within_mmff_fraction"] > 0.99
+            assert values["junction_tail_residual_ang"] < 1e-5
+            assert values.get("chirality_kept_fraction", 1.0) == 1
+            seen[name] = values
+        assert set(seen) == {"random links", "train histogram", "extended"}
+        assert seen["extended"]["end_to_end_ang"] > seen["random links"]["end_to_end_ang"]
+
+
+def test_link_laws(shards: ShardSet) -> None:
+    sample = shards.read(shards.samples("test")[0])
+    rng = np.random.default_rng(0)
+    wild = random_links(sample, 2000, rng)
+    assert wild.shape == (2000, sample.num_units - 1)
+    assert metrics.histogram(wild.reshape(-1)).min() > 200
+    assert (extended_links(sample, 2, rng) == np.pi).all()
+    counts = np.zeros(36)
+    counts[[3, 20]] = 1.0, 3.0
+    drawn = LinkHistogram(counts, {}, 1).draw(sample, 2000, rng)
+    found = metrics.histogram(drawn.reshape(-1))
+    assert set(np.flatnonzero(found)) == {3, 20}
+    assert found[20] / found[3] == pytest.approx(3.0, rel=0.1)
+    own = np.zeros(36)
+    own[7] = 1.0
+    drawn = LinkHistogram(counts, {sample.topology.psmiles: own}, 2).draw(sample, 10, rng)
+    assert set(np.flatnonzero(metrics.histogram(drawn.reshape(-1)))) == {7}
+
+
+def test_histogram_of_the_training_set_is_the_sum_of_its_polymers(shards: ShardSet) -> None:
+    samples = [shards.read(entry) for entry in shards.samples("train")]
+    histogram = train_histogram(samples)
+    assert histogram.num_polymers == 2
+    assert histogram.pooled.sum() == sum(len(s.heavy_ang) * (s.num_units - 1) for s in samples)
+    assert np.array_equal(sum(histogram.by_psmiles.values()), histogram.pooled)
+    tables = chain_tables(samples[0].topology, samples[0].num_units)
+    assert np.array_equal(histogram.by_psmiles[samples[0].topology.psmiles], link_counts(tables, samples[0].heavy_ang))
+    assert train_histogram([]) is None
+    assert [name for name, _ in baselines.baselines(None)] == ["random links", "extended"]
+
+
+def test_a_baseline_without_shapes_fails_with_its_reason(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shapes(psmiles: str, seed: int):
+        raise PolymerError(psmiles, "no-conformer", "cannot be embedded")
+
+    monkeypatch.setattr(baselines, "library_shapes", shapes)
+    sample = shards.read(shards.samples("test")[0])
+    reference = reference_of(sample)
+    found = measure(reference, baselines.assembled(random_links, sample, reference.handedness, 3, 0))
+    assert (found.num_attempted, found.reasons) == (3, {"no-conformer": 3})
+    assert "link_dihedral_jsd_bits" not in found.values
+
+
+def test_fresh_grown_chains_have_the_references_configuration_and_other_coordinates(shards: ShardSet) -> None:
+    settings = protocol.Settings("test", 2, None, 0, 1000, 10)
+    sample = next(s for s in map(shards.read, shards.samples("test")) if s.topology.psmiles == "*CC(*)c1ccccc1")
+    reference = reference_of(sample)
+    values = measure(reference, protocol.grown(sample, settings)).values
+    assert values["chirality_kept_fraction"] == 1
+    assert values["rmsd_recall_ang"] > 0.5
+    assert values["clash_rate_per_heavy_atom"] == 0
+
+
+def test_growth_that_fails_is_counted(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(unit, num_units, **given):
+        raise PolymerError("x", "no-self-avoiding-chain", "stopped")
+
+    monkeypatch.setattr(protocol, "grow_chain", fail)
+    sample = shards.read(shards.samples("test")[0])
+    attempts = protocol.grown(sample, protocol.Settings("test", 2, None, 0, 1000, 10))
+    assert attempts.reasons == ("no-self-avoiding-chain",) * 2
+    assert attempts.num_attempted == 2
+
+
+# --------------------------------------------------------------------------------------------------------------------------- command
+
+
+def test_command_end_to_end(shards: ShardSet, model: LibraryObjective, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "eval"
+    assert command(shards, out) == 0
+    results = json.loads((out / "results.json").read_text())
+    methods = ["model", "reference", "grow engine", "random links", "train histogram", "extended"]
+    assert list(results["attempts"]) == methods
+    assert all(entry == {"attempted": 9, "failed": 0, "reasons": {}} for entry in results["attempts"].values())
+    assert len(results["polymers"]) == 3
+    assert results["shards"]["fingerprint"] == shards.fingerprint
+    for name, metric in results["metrics"].items():
+        assert metric["unit"], name
+        assert metric["protocol"], name
+        for estimate in metric["methods"].values():
+            assert estimate["low"] <= estimate["value"] <= estimate["high"], name
+    link = results["metrics"]["link_dihedral_jsd_bits"]["methods"]
+    assert set(link) == set(methods) - {"reference"}
+    assert results["metrics"]["connectivity_exact_fraction"]["methods"]["grow engine"]["value"] == 1
+    assert results["metrics"]["chirality_kept_fraction"]["methods"]["model"]["num_polymers"] == 1, "two of three have no stereocentre"
+    page = (out / "table.md").read_text()
+    for name in ("link_dihedrals.png", "chain_size.png", "bond_errors.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert f"![{name}]({name})" in page
+    assert "| link_dihedral_jsd_bits | bit |" in page
+    assert "conformations attempted" in capsys.readouterr().out
+    assert command(shards, out) == 2
+    assert "holds results.json already; choose another --out or pass --overwrite" in capsys.readouterr().err
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert command(shards, tmp_path / "again") == 0
+    second = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    changed = [name for name in first if first[name] != second[name] and name != "results.json"]
+    assert changed == []
+    again = json.loads(second["results.json"])
+    assert {k: v for k, v in again.items() if k != "command"} == {k: v for k, v in results.items() if k != "command"}
+
+
+def test_a_model_that_fails_is_not_flattered(shards: ShardSet, model: LibraryObjective, tmp_path: Path) -> None:
+    model.fail = (0, 3, 4, 5)  # one of three, three of three, none
+    assert command(shards, tmp_path / "e") == 0
+    results = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert results["attempts"]["model"] == {"attempted": 9, "failed": 4, "reasons": {"gave up": 4}}
+    bonds = results["metrics"]["bond_within_mmff_fraction"]["methods"]["model"]
+    assert bonds["value"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert results["metrics"]["rmsd_recall_ang"]["methods"]["model"]["num_polymers"] == 2
+    assert "model" in table.markdown(results, [])
+
+
+def test_a_model_without_a_single_chain_still_gives_a_table(shards: ShardSet, model: LibraryObjective, tmp_path: Path) -> None:
+    model.fail = tuple(range(9))
+    assert command(shards, tmp_path / "e") == 0
+    results = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert results["metrics"]["connectivity_exact_fraction"]["methods"]["model"]["value"] == 0
+    assert "model" not in results["metrics"]["rmsd_recall_ang"]["methods"]
+
+
+def test_figures_come_from_results_json_alone(shards: ShardSet, model: LibraryObjective, tmp_path: Path) -> None:
+    assert command(shards, tmp_path / "e", "--limit", "1") == 0
+    results = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert results["protocol"]["num_polymers"] == 1
+    (tmp_path / "f").mkdir()
+    names = figures.draw(results, tmp_path / "f")
+    assert all((tmp_path / "f" / name).read_bytes() == (tmp_path / "e" / name).read_bytes() for name in names)
+
+
+def test_dry_run_writes_nothing(shards: ShardSet, model: LibraryObjective, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(shards, tmp_path / "e", "--dry-run") == 0
+    assert "3 polymers of test, 3 conformations" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert model.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["--split", "tset"], "split 'tset' must be one of train, val, test"),
+        (["--split", "val"], "has no polymer in split 'val'; pass another --split or build with a larger fraction"),
+        (["--num", "0"], "num 0 must be >= 1; change --num"),
+        (["--limit", "0"], "limit 0 must be >= 1; change --limit"),
+        (["--train-limit", "0"], "train_limit 0 must be >= 1; change --train-limit"),
+        (["--seed", "-1"], "seed -1 must be >= 0; change --seed"),
+        (["--device", "tpu"], "device 'tpu' must be auto, cpu or cuda"),
+        (["--shards", "missing"], "missing holds no manifest.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    shards: ShardSet, model: LibraryObjective, changes: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(shards, tmp_path / "e", *changes) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert sentence in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_that_is_a_file_and_a_missing_checkpoint(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert command(shards, tmp_path / "file") == 2
+    assert "file is a file; name a folder" in capsys.readouterr().err
+    assert command(shards, tmp_path / "e", "--checkpoint", str(tmp_path / "none")) == 2
+    assert "does not exist" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"split 'val'"):
+        protocol.select(shards, protocol.Settings("val", 1, None, 0, 1, 1))
+
+
+def test_references_grown_with_another_seed_differ_from_the_stored_ones(shards: ShardSet) -> None:
+    """Guards the baseline above: were the seeds equal, its RMSD would be zero."""
+    sample = shards.read(shards.samples("test")[0])
+    chain = grow_chain(build_unit(sample.topology.psmiles), sample.num_units, num_conformations=3, seed=sample.seed)
+    own = measure(reference_of(sample), Attempts(chain.heavy_ang.astype(np.float64))).values
+    assert own["rmsd_recall_ang"] < 1e-3, "the stored chains are those of the sample's seed"
