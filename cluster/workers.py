@@ -25,7 +25,7 @@ def fit(plan: Plan) -> None:
     Raises:
         InputError: what the training loop said about the user's input.
         Resumable: workers failed more often than the plan allows.
-        RuntimeError: a defect of the program.
+        SystemExit: a defect of the program; exit code 1.
     """
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -68,7 +68,7 @@ def fit(plan: Plan) -> None:
     if bad_input is not None:
         raise InputError(bad_input)
     if defect is not None:
-        raise RuntimeError(f"a defect of this program, please report it with the log above: {defect}")
+        raise SystemExit(f"a defect of this program, please report it with the log above: {defect}")
     if lost is not None:
         raise Resumable(
             f"workers failed {plan.max_failures + 1} times ({_first_line(lost)}); the same command continues from the last checkpoint"

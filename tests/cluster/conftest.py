@@ -1,0 +1,128 @@
+"""One small Ray head a session, started the way a user starts it: in the root of a project, from a shell, with `ray start --head`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("data_shards", "foundation", "finetune", "cluster")
+START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 240, 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a submitted job ended."""
+
+    exit_code: int  # of `ray job submit`
+    log: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head and the project that it was started in."""
+
+    project: Path
+    environment: dict[str, str] = field(repr=False)
+
+    def submit(self, *arguments: str) -> Job:
+        """`ray job submit ARGUMENTS` from the project root; waits for the end."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        done = subprocess.run(
+            [ray, "job", "submit", *arguments],
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=JOB_LIMIT_SEC,
+        )
+        return Job(done.returncode, done.stdout)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the four rooms, so that jobs with relative paths write there and not into the checkout."""
+    folder = tmp_path_factory.mktemp("project")
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".gitignore", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def head(project: Path) -> Iterator[Head]:
+    """Two CPUs, free ports, a token of its own, nothing in the home folder; gone at the end of the session."""
+    import psutil
+
+    port, dashboard, agent, client = free_ports(4)
+    scratch = Path(tempfile.mkdtemp(prefix="ray"))  # short: it holds sockets, whose paths have a limit
+    token = secrets.token_hex(16)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_JOB", "POLYMER_HOME"))}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    options = {
+        "port": port,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "ray-client-server-port": client,
+        "node-ip-address": "127.0.0.1",
+        "num-cpus": 2,
+        "object-store-memory": 128 * 2**20,
+        "temp-dir": scratch,
+    }
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with (scratch / "head.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_until_up(address, process, scratch / "head.log")
+        yield Head(project, {**environment, "RAY_ADDRESS": address})
+    finally:
+        mine = [process.pid] + [p.pid for p in psutil.process_iter(["cmdline"]) if str(scratch) in " ".join(p.info["cmdline"] or [])]
+        below = [child for pid in mine if psutil.pid_exists(pid) for child in psutil.Process(pid).children(recursive=True)]
+        family = {p.pid: p for p in [*(psutil.Process(pid) for pid in mine if psutil.pid_exists(pid)), *below]}
+        process.terminate()
+        _, left = psutil.wait_procs(list(family.values()), timeout=STOP_LIMIT_SEC)
+        for survivor in left:
+            survivor.kill()
+        process.wait(STOP_LIMIT_SEC)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the job server answers."""
+    end = time.monotonic() + START_LIMIT_SEC
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise RuntimeError(f"the head did not start:\n{log.read_text()}")
