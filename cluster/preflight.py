@@ -53,9 +53,8 @@ def check(plan: Plan) -> list[str]:
 def _check_splits(opened: ShardSet) -> str:
     counts = {split: len(opened.samples(split)) for split in ("train", "val", "test")}
     if not counts["train"]:
-        raise InputError(
-            f"{opened.path} holds no training sample ({counts}); build more polymers or lower --val-fraction and --test-fraction"
-        )
+        fix = "build more polymers or lower --val-fraction and --test-fraction"
+        raise InputError(f"{opened.path} holds 0 training samples, at least 1 is needed; {fix}")
     return f"shards: {counts['train']} chains to train on, {counts['val']} for validation, fingerprint {opened.fingerprint[:12]}"
 
 

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("data_shards", "foundation", "finetune", "cluster")
-START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 240, 30
+START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 240, 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def head(project: Path) -> Iterator[Head]:
         _, left = psutil.wait_procs(list(family.values()), timeout=STOP_LIMIT_SEC)
         for survivor in left:
             survivor.kill()
-        process.wait(STOP_LIMIT_SEC)
+        process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
