@@ -18,6 +18,7 @@ from data_shards.errors import PolymerError
 
 HEAD, TAIL = 1, 2  # isotope labels of a block's attachment points
 MAX_PASSES = 4
+ORIGIN = "origin"  # atom property: index in the molecule as parsed
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,26 @@ def canonicalise(psmiles: str) -> CanonicalPsmiles:
     for _ in range(MAX_PASSES):
         if "/" not in name and "\\" not in name:
             break
-        # RDKit may drop a double-bond mark beside a cut when blocks are joined; repeat until the string is its own canonical form
+        # RDKit's canonical order may depend on the marks themselves; repeat until the string is its own canonical form
         again, times = _smallest_unit(Chem.MolFromSmiles(name))
         if again == name:
             break
         name, multiplicity = again, multiplicity * times
-    bare = Chem.Mol(mol)
-    Chem.RemoveStereochemistry(bare)
-    for atom in bare.GetAtoms():
-        atom.SetIsotope(0)
-    plain = _smallest_unit(bare)[0]
+    plain = name
+    if any(mark in name for mark in "@/\\") or any(atom.GetIsotope() for atom in mol.GetAtoms()):
+        bare = Chem.Mol(mol)
+        Chem.RemoveStereochemistry(bare)
+        for atom in bare.GetAtoms():
+            atom.SetIsotope(0)
+        plain = _smallest_unit(bare)[0]
     return CanonicalPsmiles(name, multiplicity, hashlib.sha1(plain.encode()).hexdigest()[:12])
 
 
 def _smallest_unit(mol: Chem.Mol) -> tuple[str, int]:
     """Canonical string of the smallest unit and how many of it the molecule holds."""
+    mol = Chem.Mol(mol)
+    for atom in mol.GetAtoms():
+        atom.SetIntProp(ORIGIN, atom.GetIdx())
     blocks, bonds = _blocks(mol)
     forward = [(_label(block), order) for block, order in zip(blocks, bonds, strict=True)]
     turned = [_swap_ends(block) for block in reversed(blocks)]
@@ -119,7 +125,7 @@ def _smallest_unit(mol: Chem.Mol) -> tuple[str, int]:
             if sequence[rotation[-1]][1] == weakest:
                 choices.append(([sequence[k] for k in rotation], [parts[k] for k in rotation]))
     _, chosen = min(choices, key=lambda choice: choice[0])
-    return _join(chosen), len(blocks) // period
+    return _join(chosen, _marks(mol)), len(blocks) // period
 
 
 def _blocks(mol: Chem.Mol) -> tuple[list[Chem.Mol], list[float]]:
@@ -166,7 +172,42 @@ def _swap_ends(block: Chem.Mol) -> Chem.Mol:
     return turned
 
 
-def _join(blocks: list[Chem.Mol]) -> str:
+def _marks(mol: Chem.Mol) -> dict[tuple[int, int], tuple[int, int, bool]]:
+    """Marked double bonds: their two atoms -> a neighbour of each, and whether these are trans. A star names the atom it stands for."""
+    stars = [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0]
+    stands_for = {star: mol.GetAtomWithIdx(other).GetNeighbors()[0].GetIdx() for star, other in zip(stars, stars[::-1], strict=True)}
+    found = {}
+    for bond in mol.GetBonds():
+        if bond.GetStereo() > Chem.BondStereo.STEREOANY:
+            left, right = (stands_for.get(k, k) for k in bond.GetStereoAtoms())
+            trans = bond.GetStereo() in (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
+            found[bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()] = left, right, trans
+    return found
+
+
+def _restore_marks(mol: Chem.Mol, marks: dict[tuple[int, int], tuple[int, int, bool]]) -> None:
+    """Write the marks of the molecule as parsed on the joined blocks; a neighbour that is not there has become a star."""
+    origin = {atom.GetIntProp(ORIGIN): atom for atom in mol.GetAtoms() if atom.GetAtomicNum() and atom.HasProp(ORIGIN)}
+    for bond in mol.GetBonds():
+        bond.SetBondDir(Chem.BondDir.NONE)
+        if bond.GetStereo() != Chem.BondStereo.STEREONONE:
+            bond.SetStereo(Chem.BondStereo.STEREONONE)
+    for ends, (*leaders, trans) in marks.items():
+        if not all(end in origin for end in ends):
+            continue
+        chosen = []
+        for end, other, leader in zip(ends, ends[::-1], leaders, strict=True):
+            around = [k for k in origin[end].GetNeighbors() if k.GetIdx() != origin[other].GetIdx()]
+            here = [k for k in around if k.GetAtomicNum() and k.GetIntProp(ORIGIN) == leader] or [k for k in around if not k.GetAtomicNum()]
+            chosen.extend(k.GetIdx() for k in here[:1])
+        bond = mol.GetBondBetweenAtoms(origin[ends[0]].GetIdx(), origin[ends[1]].GetIdx())
+        if bond is not None and len(chosen) == 2:
+            left, right = chosen if bond.GetBeginAtomIdx() == origin[ends[0]].GetIdx() else chosen[::-1]
+            bond.SetStereoAtoms(left, right)
+            bond.SetStereo(Chem.BondStereo.STEREOTRANS if trans else Chem.BondStereo.STEREOCIS)
+
+
+def _join(blocks: list[Chem.Mol], marks: dict[tuple[int, int], tuple[int, int, bool]]) -> str:
     """Blocks in a row -> canonical P-SMILES; the outer attachment points become the stars."""
     whole: Chem.Mol | None = None
     for k, block in enumerate(blocks):
@@ -183,6 +224,8 @@ def _join(blocks: list[Chem.Mol]) -> str:
     with rdBase.BlockLogs():
         joined = Chem.molzip(whole) if len(blocks) > 1 else whole
         joined = Chem.RemoveHs(joined)
+    if marks:
+        _restore_marks(joined, marks)
     return str(Chem.MolToSmiles(Chem.MolFromSmiles(Chem.MolToSmiles(joined))))
 
 
