@@ -64,7 +64,7 @@ def test_ranks_share_a_step_without_gap_or_overlap(world_size: int) -> None:
 
 
 def test_a_world_size_that_does_not_divide_names_those_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"world size 4 does not divide train.micro_batches_per_step 6; use one of \[1, 2, 3, 6\] ranks"):
+    with pytest.raises(ConfigError, match=r"4 ranks do not divide train.micro_batches_per_step 6; use one of \[1, 2, 3, 6\] ranks"):
         micro_batches_of_rank(6, 0, 4)
 
 

@@ -24,6 +24,7 @@ SMALL = (
     "objective.orientation_layers=1",
     "train.num_threads=1",
     "train.num_val_batches=2",
+    "track.wandb=false",
 )
 
 

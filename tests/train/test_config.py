@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundation.config import apply_overrides, parse_config
+from foundation.config import TrackConfig, apply_overrides, parse_config
 from foundation.errors import CheckpointError, ConfigError
 from foundation.objectives import build_objective
 from foundation.recipes import RECIPES, get_recipe
@@ -36,8 +36,8 @@ def test_overrides_are_typed_and_leave_the_rest() -> None:
         ("train.num_stepz=7", "unknown key 'train.num_stepz'; did you mean 'train.num_steps'?"),
         ("optimizer.lr=1", "unknown key 'optimizer.lr'; did you mean"),
         ("train.num_steps", "is not of the form key=value"),
-        ("train.num_steps=0", "train.num_steps: Input should be greater than or equal to 1"),
-        ("train.precision=fp8", "train.precision: Input should be 'fp32' or 'bf16'"),
+        ("train.num_steps=0", "train.num_steps 0 must be greater than or equal to 1"),
+        ("train.precision=fp8", "train.precision 'fp8' must be 'fp32' or 'bf16'"),
         ("objective.width=100", "width 100 must be a multiple of 8 x num_heads = 32"),
     ],
 )
@@ -75,7 +75,7 @@ def test_only_matrices_decay() -> None:
 
 def test_metrics_stand_once_and_lost_steps_are_dropped(tmp_path: Path) -> None:
     for first, steps in ((0, range(1, 6)), (3, range(4, 8))):
-        tracker = Tracker(tmp_path, first_step=first, config={}, wandb=False, project="p")
+        tracker = Tracker(tmp_path, first_step=first, config={}, track=TrackConfig(wandb=False), run_id="r")
         for step in steps:
             tracker.log(step, {"train/loss": float(step)})
         tracker.close()
