@@ -107,6 +107,9 @@ class RunConfig(Strict):
                 place = place.get(part) if isinstance(place, dict) else None
             if place is not None:
                 raise ValueError(f"deepspeed.{key} follows from {ours}; set that instead")
+        native = self.deepspeed.get("bf16")
+        if self.train.zero_stage == 0 and isinstance(native, dict) and native.get("enabled"):
+            raise ValueError("deepspeed.bf16 needs train.zero_stage 1, 2 or 3, which keep fp32 masters; or set train.precision=bf16")
         return self
 
 

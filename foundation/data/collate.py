@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,10 +160,10 @@ def collate(examples: Sequence[ChainExample]) -> Batch:
     return Batch(**_pack([example.batch for example in examples], Batch))
 
 
-def _pack(items: Sequence[Condition], kind: type[Condition]) -> dict[str, Tensor | None]:
+def _pack(items: Sequence[Condition], kind: type[Condition]) -> dict[str, Any]:
     width = max(item.max_atoms for item in items)
     shift = np.cumsum([0, *(len(item.atom_feat) for item in items[:-1])])
-    out: dict[str, Tensor | None] = {}
+    out: dict[str, Any] = {}
     for name in (f.name for f in fields(kind)):
         values = [getattr(item, name) for item in items]
         if any(value is None for value in values):

@@ -6,11 +6,10 @@ webdataset's own reader knows no resume, so samples of its tar files are read by
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -133,7 +132,7 @@ class StepLoader:
         self.reader = Reader(shards, split, cache_mib)
         self.num_workers = num_workers
 
-    def steps(self, samples_seen: int = 0) -> Iterator[Step]:
+    def steps(self, samples_seen: int = 0) -> Generator[Step]:
         """Endless; the reading processes end with the iterator.
 
         Raises:
@@ -158,7 +157,8 @@ class StepLoader:
             if isinstance(answer, InputError):
                 raise answer
             # copied, so that tensors are aligned as if they had been made here: sums over them are the same to the last bit
-            yield Batch(**{name: None if value is None else torch.from_numpy(np.array(value)).clone() for name, value in answer.items()})
+            copied: dict[str, Any] = {name: None if value is None else torch.from_numpy(value).clone() for name, value in answer.items()}
+            yield Batch(**copied)
 
     def _step(self, group: list[MicroBatch], batches: list[Batch]) -> Step:
         chains = sum(len(m.samples) for m in group)

@@ -52,8 +52,8 @@ class Tracker:
 
 def _start_wandb(out: Path, config: dict[str, Any], track: TrackConfig, run_id: str) -> Any:
     """A W&B run inside the run folder, or None. It never asks for a login, and a mirror that fails does not stop training."""
-    mode = os.environ.get("WANDB_MODE", track.mode)
-    if not track.wandb or mode in ("disabled", "dryrun-off"):
+    mode: Any = os.environ.get("WANDB_MODE", track.mode)
+    if not track.wandb or mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")

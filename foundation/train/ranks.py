@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,13 @@ class Ranks:
         if started_here:
             backend = "nccl" if cuda else "gloo"
             if world_size == 1:
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                dist.init_process_group(
+                    backend,
+                    store=torch.distributed.HashStore(),  # type: ignore[attr-defined]
+                    rank=0,
+                    world_size=1,
+                )
+                atexit.register(dist.destroy_process_group)
             elif "MASTER_ADDR" in os.environ:
                 dist.init_process_group(backend, rank=rank, world_size=world_size)
             else:
@@ -92,6 +99,7 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # after an error the other ranks may be inside a collective: leaving without a word lets the launcher see the exit code
-        if self.started_here and error is None:
+        # A group of one stays for the next run of this process: deepspeed keeps references to the first group that it sees. After an
+        # error the other ranks may be inside a collective: leaving without a word lets the launcher see the exit code.
+        if self.started_here and error is None and self.world_size > 1:
             dist.destroy_process_group()
