@@ -229,4 +229,4 @@ def _join(blocks: list[Chem.Mol], marks: dict[tuple[int, int], tuple[int, int, b
     return str(Chem.MolToSmiles(Chem.MolFromSmiles(Chem.MolToSmiles(joined))))
 
 
-RDLogger.DisableLog("rdApp.warning")  # stereo marks that a cut makes meaningless are dropped on purpose
+RDLogger.DisableLog("rdApp.warning")  # type: ignore[attr-defined]  # stereo marks that a cut makes meaningless are dropped on purpose

@@ -138,12 +138,37 @@ def test_groups_ignore_stereo_and_isotopes() -> None:
 
 
 def test_stereo_marks_survive_another_cut() -> None:
-    same = ["*O[C@@H](C)C(=O)*", "*[C@@H](C)C(=O)O*", "*C(=O)O[C@@H](C)*"]
-    oriented = {canonicalise(name).psmiles for name in ("*O[C@@H](C)C(=O)*", "*O[C@@H](C)C(=O)O[C@@H](C)C(=O)*")}
-    assert len(oriented) == 1
-    assert all("@" in canonicalise(name).psmiles for name in same)
+    """Seen from the oxygen, hydrogen - methyl - carbonyl turn the same way in all three; checked by hand."""
+    same = ("*O[C@H](C)C(=O)*", "*[C@H](C)C(=O)O*", "*C(=O)[C@@H](C)O*")
+    mirrored = ("*O[C@@H](C)C(=O)*", "*[C@@H](C)C(=O)O*", "*C(=O)[C@H](C)O*")
+    left, right = ({canonicalise(name).psmiles for name in names} for names in (same, mirrored))
+    assert len(left) == len(right) == 1
+    assert left != right
+    assert canonicalise("*O[C@@H](C)C(=O)O[C@@H](C)C(=O)*").psmiles in right
     assert canonicalise("*O[C@@H](C)C(=O)O[C@@H](C)C(=O)*").multiplicity == 2
     assert canonicalise("*O[C@@H](C)C(=O)O[C@H](C)C(=O)*").multiplicity == 1  # alternating lactides are another unit
+
+
+@pytest.mark.parametrize(
+    ("psmiles", "kept"),
+    [
+        ("*/C=C(\\C#N)C(=O)OCCCCOC(=O)/C(C#N)=C/c1ccc(*)cc1", {"cis": 0, "trans": 2}),
+        ("*/C=C(\\C#N)C(=O)OCCCCOC(=O)/C(C#N)=C\\c1ccc(*)cc1", {"cis": 1, "trans": 1}),
+        ("*CC/C=C\\CO*", {"cis": 1, "trans": 0}),
+        ("*OC/C=C/CC*", {"cis": 0, "trans": 1}),
+    ],
+)
+def test_no_mark_flips_or_disappears(psmiles: str, kept: dict[str, int]) -> None:
+    """Counted by which side of each marked double bond the chain's own backbone continues on."""
+    mol = parse(canonicalise(psmiles).psmiles)
+    path = set(Chem.GetShortestPath(mol, *(atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0)))
+    found = {"cis": 0, "trans": 0}
+    for bond in mol.GetBonds():
+        if bond.GetStereo() > Chem.BondStereo.STEREOANY:
+            turned = sum(k not in path for k in bond.GetStereoAtoms()) % 2
+            trans = bond.GetStereo() in (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
+            found["trans" if trans != bool(turned) else "cis"] += 1
+    assert found == kept
 
 
 @pytest.mark.parametrize(
