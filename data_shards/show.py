@@ -212,7 +212,9 @@ def _picture(read: list[PolymerSample], one: PolymerSample, out: Path) -> None:
     )
     for row, (values, label, count, colour) in enumerate(panels):
         axis = figure.add_subplot(grid[row, 0])
-        axis.hist(values, bins=min(40, max(5, len(values) // 3)), color=colour, edgecolor="white")
+        counted = np.issubdtype(values.dtype, np.integer)  # one bar per number of atoms
+        bins = np.arange(values.min(), values.max() + 2) - 0.5 if counted else min(40, max(5, len(values) // 3))
+        axis.hist(values, bins=bins, color=colour, edgecolor="white")
         axis.axvline(float(np.median(values)), color="black", linewidth=1, label=f"median {np.median(values):.1f}, n = {len(values)}")
         axis.set_xlabel(label)
         axis.set_ylabel(count)
