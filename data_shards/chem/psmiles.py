@@ -195,7 +195,7 @@ def _restore_marks(mol: Chem.Mol, marks: dict[tuple[int, int], tuple[int, int, b
     for ends, (*leaders, trans) in marks.items():
         if not all(end in origin for end in ends):
             continue
-        chosen = []
+        chosen: list[int] = []
         for end, other, leader in zip(ends, ends[::-1], leaders, strict=True):
             around = [k for k in origin[end].GetNeighbors() if k.GetIdx() != origin[other].GetIdx()]
             here = [k for k in around if k.GetAtomicNum() and k.GetIntProp(ORIGIN) == leader] or [k for k in around if not k.GetAtomicNum()]
