@@ -7,6 +7,7 @@ across the two highest-ranked neighbours) at double bonds without a mark, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def embed(mol: Chem.Mol, count: int, seed: int) -> list[int]:
     Returns:
         Identifiers of the conformers, possibly none.
     """
-    params = rdDistGeom.ETKDGv3()
+    params: Any = rdDistGeom.ETKDGv3()
     params.randomSeed = seed % (2**31 - 1)
     params.numThreads = 1
     params.maxIterations = MAX_EMBED_ITERATIONS

@@ -51,9 +51,13 @@ def tacticity_signs(topology: UnitTopology, num_units: int, tacticity: str, seed
     Raises:
         InputError: another tacticity.
     """
+    return pick_configurations(build_unit(topology.psmiles).configurations, num_units, tacticity, seed)
+
+
+def pick_configurations(patterns: NDArray[np.int8], num_units: int, tacticity: str, seed: int) -> NDArray[np.int8]:
+    """tacticity_signs from the sign patterns (P, c) that a unit can have."""
     if tacticity not in TACTICITIES:
         raise InputError(f"tacticity {tacticity!r} is unknown; choose one of {', '.join(TACTICITIES)}")
-    patterns = build_unit(topology.psmiles).configurations
     if tacticity == "isotactic":
         picked = np.zeros(num_units, dtype=np.int64)
     elif tacticity == "syndiotactic":

@@ -41,32 +41,38 @@ class RepeatUnit:
     reference_ang: NDArray[np.float64]  # (R, atoms of capped, 3) embedded from a fixed seed, not relaxed
 
 
-@lru_cache(maxsize=1024)
 def build_unit(psmiles: str) -> RepeatUnit:
     """Repeat unit of a polymer.
 
     Args:
-        psmiles: any spelling; it is canonicalised first.
+        psmiles: any spelling; it is canonicalised first, and the units of the last polymers are kept.
 
     Raises:
-        PolymerError: as psmiles.parse, and reasons too-large, star-valence, no-conformer.
+        PolymerError: as psmiles.parse, and reasons too-large, star-valence, bond-type, no-conformer.
     """
     canonical = canonicalise(psmiles).psmiles
+    try:
+        return _build(canonical)
+    except PolymerError as error:
+        raise PolymerError(psmiles, error.reason, error.detail) from None
+
+
+@lru_cache(maxsize=1024)
+def _build(canonical: str) -> RepeatUnit:
     written = parse(canonical)
     if written.GetNumAtoms() > MAX_UNIT_ATOMS:
-        raise PolymerError(
-            psmiles,
-            "too-large",
-            f"the repeat unit has {written.GetNumAtoms()} heavy atoms with its stars, the bound is {MAX_UNIT_ATOMS}; use a smaller unit",
+        detail = (
+            f"the repeat unit has {written.GetNumAtoms()} heavy atoms with its stars, the bound is {MAX_UNIT_ATOMS}; use a smaller unit"
         )
-    mol, key_atoms = substitute_stars(written, psmiles)
+        raise PolymerError(canonical, "too-large", detail)
+    mol, key_atoms = substitute_stars(written, canonical)
     strange = {str(bond.GetBondType()) for bond in mol.GetBonds()} - {str(kind) for kind in BOND_CODES}
     if strange:
-        raise PolymerError(psmiles, "bond-type", f"has a {min(strange).lower()} bond; bonds must be single, double, triple or aromatic")
+        raise PolymerError(canonical, "bond-type", f"has a {min(strange).lower()} bond; bonds must be single, double, triple or aromatic")
     topology = _graph(canonical, written, mol, key_atoms)
     topology = _with_stereo(topology, written)
     capped = capped_unit(topology, mol)
-    reference_ang, configurations = _reference(capped, psmiles)
+    reference_ang, configurations = _reference(capped, canonical)
     x_ang = reference_ang[:, capped.slots]
     topology = replace(topology, frame_atoms=choose_frame(topology, x_ang), link_atoms=choose_link(topology, x_ang))
     return RepeatUnit(topology, mol, configurations, capped, reference_ang)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms
-from rdkit.Geometry import Point3D
 
 MAX_RELAX_ITERATIONS = 120
 MAX_SCAN_ITERATIONS = 40
@@ -55,8 +54,7 @@ def with_positions(mol: Chem.Mol, x_ang: NDArray[np.float64]) -> Chem.Mol:
     copy.RemoveAllConformers()
     conformer = Chem.Conformer(mol.GetNumAtoms())
     conformer.Set3D(True)
-    for k, (x, y, z) in enumerate(x_ang.tolist()):
-        conformer.SetAtomPosition(k, Point3D(x, y, z))
+    conformer.SetPositions(np.ascontiguousarray(x_ang, dtype=np.float64))
     copy.AddConformer(conformer, assignId=True)
     return copy
 

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
-from rdkit.Geometry import Point3D
+from scipy.spatial.distance import pdist, squareform
 
 from data_shards.chem.capped import embed, positions
 from data_shards.chem.repeat_unit import RepeatUnit, build_unit
 from data_shards.chem.stereo import measure_signs
 from data_shards.conformers.force_field import ForceField, force_field, relax
 from data_shards.conformers.junction import RT_KCAL_MOL, JunctionEnsemble, junction_ensemble
-from data_shards.conformers.quality import find_clashes, vdw_radii_ang
-from data_shards.conformers.thermal import sample_torsions
+from data_shards.conformers.quality import clash_limits_ang, within_bonds
+from data_shards.conformers.thermal import rotors, sample_torsions
 from data_shards.errors import InputError, PolymerError
 from data_shards.schema import UnitTopology, chain_bonds, chain_elements, chain_hydrogens, unit_slots
 
-ENERGY_WINDOW_KCAL_MOL = 12.0
-LARGE_MODEL_ATOMS = 90  # larger models get fewer embeddings, in proportion, to bound the time of one polymer
+ENERGY_WINDOW_KCAL_MOL = 8.0  # relaxed conformers above it are dropped; a flexible unit is allowed more
+ENERGY_WINDOW_PER_ROTOR_KCAL_MOL = 0.4
+MIN_THERMAL, MAX_THERMAL = 3, 24  # states of one walker
+LARGE_MODEL_ATOMS = 60  # larger models get fewer embeddings, by the square of their size, to bound the time of one polymer
 MIN_EMBEDDINGS = 4
 
 
@@ -47,7 +49,7 @@ class FragmentLibrary:
         return lengths
 
 
-def fragment_library(unit: RepeatUnit, *, num_conformers: int = 16, num_thermal: int = 3, seed: int = 0) -> FragmentLibrary:
+def fragment_library(unit: RepeatUnit, *, num_conformers: int = 12, num_thermal: int | None = None, seed: int = 0) -> FragmentLibrary:
     """Build the shapes of a repeat unit and the ensemble of its link dihedral.
 
     Where the P-SMILES fixes no handedness, the mirror image of a shape is a shape: half of them are embedded, the others mirrored.
@@ -57,7 +59,7 @@ def fragment_library(unit: RepeatUnit, *, num_conformers: int = 16, num_thermal:
         unit: repeat unit.
         num_conformers: conformers wanted, mirror images counted; at least two for every configuration are made.
         num_thermal: states that a Metropolis walk in the torsions keeps of each conformer; these then are the shapes, of equal
-            weight. 0: the relaxed conformers are the shapes, with Boltzmann weights.
+            weight. None: more for a unit of more rotatable bonds. 0: the relaxed conformers are the shapes, with Boltzmann weights.
         seed: of embeddings and walks; the same seed gives the same bits.
 
     Raises:
@@ -68,32 +70,45 @@ def fragment_library(unit: RepeatUnit, *, num_conformers: int = 16, num_thermal:
         raise InputError(f"num_conformers {num_conformers} must be at least 1; ask for 1 shape or more")
     parameters = force_field(unit.capped.mol)
     if parameters is None:
-        symbols = sorted({atom.GetSymbol() for atom in unit.mol.GetAtoms()})
-        raise PolymerError(
-            unit.topology.psmiles, "no-force-field", f"neither MMFF94s nor UFF knows all of its atoms ({', '.join(symbols)}); drop this polymer"
-        )
+        symbols = ", ".join(sorted({atom.GetSymbol() for atom in unit.mol.GetAtoms()}))
+        raise PolymerError(unit.topology.psmiles, "no-force-field", f"neither MMFF94s nor UFF knows all of its atoms ({symbols}); drop it")
     mirrored = not unit.topology.stereo_specified.any()
-    targets = unit.configurations[::2] if mirrored and len(unit.configurations) > 1 else unit.configurations
-    wanted = -(-num_conformers // 2) if mirrored else num_conformers
-    scale = LARGE_MODEL_ATOMS / unit.capped.mol.GetNumAtoms()
-    wanted = min(wanted, max(MIN_EMBEDDINGS, round(wanted * scale)))
-    each = max(-(-wanted // len(targets)), 2 if len(targets) > 1 else 1)
-    starts = [_starts(unit, pattern, each, mirrored, seed + k) for k, pattern in enumerate(targets)]
-    x_ang, energies = relax(parameters, np.concatenate(starts))
-    if num_thermal:
-        x_ang, energies = sample_torsions(parameters, x_ang, num_thermal, RT_KCAL_MOL, np.random.default_rng(seed))
+    turning = rotors(unit.capped.mol)
+    x_ang, energies = _conformers(unit, parameters, num_conformers, len(turning), mirrored, seed)
+    if num_thermal is None:
+        num_thermal = min(MIN_THERMAL + len(turning), MAX_THERMAL)
+    if num_thermal and len(x_ang):
+        x_ang, energies = sample_torsions(parameters, x_ang, turning, num_thermal, RT_KCAL_MOL, np.random.default_rng(seed))
     energies, x_ang, signs = _allowed(unit, energies, x_ang, mirrored)
     missing = [pattern for pattern in unit.configurations.tolist() if not (signs == np.array(pattern)).all(axis=1).any()]
     if missing:
-        raise PolymerError(
-            unit.topology.psmiles, "no-conformer", f"no relaxed shape with the handedness {missing[0]} was found; check its rings and stereo marks"
-        )
+        detail = f"no relaxed shape with the handedness {missing[0]} was found; check its rings and stereo marks"
+        raise PolymerError(unit.topology.psmiles, "no-conformer", detail)
     heavy, hydrogen = x_ang[:, unit.capped.slots], x_ang[:, unit.capped.hydrogens]
     head, tail = _cap_hydrogens(unit, heavy)
     whole, head_fits, tail_fits = _untouched(unit.topology, heavy, hydrogen, head, tail)
     energies, weights = _weigh(energies, signs, whole, flat=num_thermal > 0)
     junction = junction_ensemble(unit, seed)
     return FragmentLibrary(heavy, hydrogen, head, tail, energies, weights, head_fits, tail_fits, signs, junction, parameters.name)
+
+
+def _conformers(
+    unit: RepeatUnit, parameters: ForceField, num_conformers: int, num_rotors: int, mirrored: bool, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Relaxed conformers (R, atoms, 3) of every configuration, one of each mirror pair where mirror images are free, and energies."""
+    targets = unit.configurations[::2] if mirrored and len(unit.configurations) > 1 else unit.configurations
+    wanted = -(-num_conformers // 2) if mirrored else num_conformers
+    scale = (LARGE_MODEL_ATOMS / unit.capped.mol.GetNumAtoms()) ** 2
+    wanted = min(wanted, max(MIN_EMBEDDINGS, round(wanted * scale)))
+    each = max(-(-wanted // len(targets)), 2 if len(targets) > 1 else 1)
+    window = ENERGY_WINDOW_KCAL_MOL + ENERGY_WINDOW_PER_ROTOR_KCAL_MOL * num_rotors
+    kept, kept_energies = [], []
+    for k, pattern in enumerate(targets):
+        x_ang, energies = relax(parameters, _starts(unit, pattern, each, mirrored, seed + k))
+        low = energies <= energies.min(initial=np.inf) + window
+        kept.append(x_ang[low])
+        kept_energies.append(energies[low])
+    return np.concatenate(kept), np.concatenate(kept_energies)
 
 
 def _starts(unit: RepeatUnit, pattern: NDArray[np.int8], count: int, mirrored: bool, seed: int) -> NDArray[np.float64]:
@@ -117,7 +132,7 @@ def _allowed(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
     """Mirror where that is allowed and keep the configurations of the unit: energies (F,), coordinates (F, atoms, 3), signs (F, c)."""
     if mirrored:
-        x_ang = np.stack([x_ang, x_ang * [1, 1, -1]], axis=1).reshape(-1, *x_ang.shape[1:])
+        x_ang = np.stack([x_ang, x_ang * [1, 1, -1]], axis=1).reshape(-1, unit.capped.mol.GetNumAtoms(), 3)
         energies = np.repeat(energies, 2)
     signs = measure_signs(x_ang[:, unit.capped.slots], unit.topology.stereo_centres, unit.topology.stereo_neighbours)
     allowed = (signs[:, None] == unit.configurations[None]).all(axis=-1).any(axis=1) & np.isfinite(x_ang).all(axis=(1, 2))
@@ -127,7 +142,7 @@ def _allowed(
 def _weigh(
     energies: NDArray[np.float64], signs: NDArray[np.int8], whole: NDArray[np.bool_], flat: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Energies above the lowest of the same handedness, and weights within it: equal or Boltzmann, zero beyond the energy window.
+    """Energies above the lowest of the same handedness, and weights within it: equal or Boltzmann.
 
     Shapes that touch themselves get no weight unless all do.
     """
@@ -136,8 +151,8 @@ def _weigh(
         same = (signs == pattern).all(axis=1)
         relative[same] = energies[same] - energies[same].min()
         weight = np.ones(same.sum()) if flat else np.exp(-relative[same] / RT_KCAL_MOL)
-        for keep in (whole[same], relative[same] <= ENERGY_WINDOW_KCAL_MOL):
-            weight = np.where(keep, weight, 0.0) if weight[keep].any() else weight
+        if whole[same].any():
+            weight = np.where(whole[same], weight, 0.0)
         weights[same] = weight / weight.sum()
     return relative, weights
 
@@ -158,11 +173,12 @@ def _untouched(
     x_ang = np.concatenate([heavy_ang[:, np.argsort(slots)], head_ang, hydrogen_ang, tail_ang], axis=1)
     part = np.zeros(len(elements), dtype=int)  # 0 the unit, 1 hydrogens of the head cap, 2 of the tail cap
     part[len(counts) :] = np.select([owner == 0, owner == len(counts) - 1], [1, 2])
-    radii = vdw_radii_ang(elements)
+    limits = np.triu(clash_limits_ang(elements, elements), 1)
+    limits[within_bonds(bonds, len(elements)).toarray() > 0] = 0.0
     fits = np.ones((3, len(x_ang)), dtype=bool)
     for k, x in enumerate(x_ang):
-        for level in part[find_clashes(x, radii, bonds, hydrogen=elements == 1)].max(axis=1):
-            fits[level, k] = False
+        i, j = np.nonzero(squareform(pdist(x)) < limits)
+        fits[np.maximum(part[i], part[j]), k] = False
     return fits[0], fits[1], fits[2]
 
 
@@ -170,10 +186,9 @@ def _cap_hydrogens(unit: RepeatUnit, heavy_ang: NDArray[np.float64]) -> tuple[ND
     """Ideal positions of the hydrogens on star0 and star1 as chain ends, (F, h0, 3) and (F, h1, 3)."""
     mol = Chem.Mol(unit.mol)
     mol.RemoveAllConformers()
-    for shape in heavy_ang.tolist():
+    for shape in heavy_ang:
         conformer = Chem.Conformer(len(shape))
-        for k, (x, y, z) in enumerate(shape):
-            conformer.SetAtomPosition(k, Point3D(x, y, z))
+        conformer.SetPositions(np.ascontiguousarray(shape))
         mol.AddConformer(conformer, assignId=True)
     star0, star1 = int(unit.topology.key_atoms[0]), int(unit.topology.key_atoms[3])
     full = Chem.AddHs(mol, addCoords=True, onlyOnAtoms=[star0, star1])

@@ -17,18 +17,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from data_shards.chem.chain import tacticity_signs
+from data_shards.chem.chain import pick_configurations
 from data_shards.chem.repeat_unit import RepeatUnit
 from data_shards.conformers.fragments import FragmentLibrary, fragment_library
 from data_shards.conformers.junction import RT_KCAL_MOL
-from data_shards.conformers.placement import NUM_NEAR_UNITS, Placement, prepare, contact_limits
+from data_shards.conformers.placement import NUM_NEAR_UNITS, Placement, prepare
+from data_shards.conformers.quality import clash_limits_ang
 from data_shards.errors import InputError, PolymerError
 
 CANDIDATES = ((12, 1.0), (36, 1.0), (128, 4.0))  # drawn one batch after the other until one fits; how far dihedrals are flattened
 MAX_TAKE_BACK_POWER = 7  # dead ends at the same length take back 1, 1, 2, 2, 4 ... 128 units
 MAX_DEAD_ENDS_PER_UNIT = 10
-MIN_DEAD_ENDS = 500
+MIN_DEAD_ENDS = 150
+CLASH_MARGIN_ANG = 0.02  # so that rounding to float32 does not make a clash
 SOFT_CONTACT = 1.25  # contacts are felt below this multiple of the clash distance
 CONTACT_ENERGY_KCAL_MOL = 90.0  # times the square of the missing share: 3.6 at a clash, as for a rigid syn-pentane pair
 
@@ -69,7 +72,7 @@ def grow_chain(
     for name, value in (("num_units", num_units), ("num_conformations", num_conformations)):
         if value < 1:
             raise InputError(f"{name} {value} must be at least 1; ask for 1 or more")
-    signs = tacticity_signs(unit.topology, num_units, tacticity, seed)
+    signs = pick_configurations(unit.configurations, num_units, tacticity, seed)
     library = fragment_library(unit, seed=seed) if library is None else library
     placement = prepare(unit.topology, library)
     choice = _Choice.of(unit, library, signs)
@@ -119,6 +122,15 @@ class _Choice:
         return shapes, junction.draw(s, t, uniform[1], flatness) if index else 2 * np.pi * uniform[1]
 
 
+@dataclass(frozen=True)
+class _Near:
+    """Atoms around the end of a chain."""
+
+    tree: cKDTree  # (P,) positions about the end
+    column: NDArray[np.int64]  # (P,) column of Placement.excluded and of the contact limits
+    before: NDArray[np.int64]  # (P,) how many units earlier in the chain, the head cap counting as a unit
+
+
 class _Growth:
     """One chain while it grows. Unit i stands in row i of the arrays; rows beyond ``length`` are free."""
 
@@ -126,16 +138,17 @@ class _Growth:
         self.placement, self.choice, self.num_units, self.rng = placement, choice, num_units, rng
         kept = placement.x_head_ang.shape[1]
         self.x_ang = np.empty((num_units, kept, 3))
-        self.cap_ang = np.empty(placement.cap_head_ang.shape[1:])
+        self.cap_ang = np.zeros(placement.cap_head_ang.shape[1:])
         self.rotation = np.empty((num_units, 3, 3))  # world_from_tail
         self.origin_ang = np.empty((num_units, 3))  # star1
         self.cells: dict[tuple[int, ...], list[int]] = defaultdict(list)
         self.keys: list[tuple[int, ...]] = []
         self.length, self.dead_ends = 0, 0
-        limits = contact_limits(placement.elements, placement.elements[: placement.num_own])
-        self.limits, self.cap_limits = limits, contact_limits(placement.elements, placement.cap_elements)
+        columns = np.concatenate([placement.elements[: placement.num_own], placement.cap_elements])
+        self.limits = clash_limits_ang(placement.elements, columns) + CLASH_MARGIN_ANG
+        self.contact_ang = SOFT_CONTACT * float(self.limits.max())
         spread = placement.x_head_ang - placement.x_head_ang.mean(axis=1, keepdims=True)
-        self.reach_ang = float(np.linalg.norm(placement.x_head_ang, axis=-1).max() + SOFT_CONTACT * max(limits.max(), self.cap_limits.max()))
+        self.reach_ang = float(np.linalg.norm(placement.x_head_ang, axis=-1).max()) + self.contact_ang
         self.cell_ang = self.reach_ang + float(np.linalg.norm(spread, axis=-1).max())
 
     def run(self, psmiles: str) -> None:
@@ -168,13 +181,13 @@ class _Growth:
         last = index == self.num_units - 1
         atoms = shapes_of.x_head_ang.shape[1] if last else shapes_of.num_own + 1
         start = self.origin_ang[index - 1] if index else np.zeros(3)
-        near, limits = self._surroundings(index, start, atoms)
+        near = self._surroundings(index, start)
         library = self.choice.library
         for count, flatness in CANDIDATES:
             shapes, dihedrals = self.choice.draw(index, count, flatness, self.rng)
             turned = (self.rotation[index - 1] if index else np.eye(3)) @ _twist(dihedrals)  # (M, 3, 3) world_from_head
             x_ang = shapes_of.x_head_ang[shapes] @ np.swapaxes(turned, 1, 2)  # (M, A + ..., 3) about start
-            weights = contact_weights(x_ang[:, :atoms], near, limits)
+            weights = self._contact_weights(x_ang[:, :atoms], near)
             if index == 0:
                 weights = weights * library.head_fits[shapes]
             if last:
@@ -186,21 +199,29 @@ class _Growth:
                 return True
         return False
 
-    def _surroundings(self, index: int, start: NDArray[np.float64], atoms: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Atoms (P, 3) that the next unit could touch, about ``start``, and the clash distances (atoms, P) to its atoms."""
+    def _surroundings(self, index: int, start: NDArray[np.float64]) -> _Near:
+        """Atoms of the chain that unit ``index`` could touch."""
+        own, cap = self.placement.num_own, len(self.placement.cap_elements)
         units = self._near_units(start)
-        own = self.placement.num_own
-        x_ang = (self.x_ang[units, :own] - start).reshape(-1, 3)
-        limits = np.tile(self.limits[:atoms], (1, len(units)))
-        for place in np.flatnonzero(units >= index - NUM_NEAR_UNITS):
-            limits[:, place * own : (place + 1) * own][self.placement.excluded[index - 1 - units[place]][:atoms]] = 0.0
-        if index:
-            cap_limits = self.cap_limits[:atoms]
-            if index < len(self.placement.cap_excluded):
-                cap_limits = np.where(self.placement.cap_excluded[index][:atoms], np.float32(0), cap_limits)
-            x_ang, limits = np.concatenate([x_ang, self.cap_ang - start]), np.concatenate([limits, cap_limits], axis=1)
-        inside = (x_ang * x_ang).sum(axis=1) < self.reach_ang**2
-        return x_ang[inside].astype(np.float32), limits[:, inside]
+        x_ang = np.concatenate([self.x_ang[units, :own].reshape(-1, 3), self.cap_ang]) - start
+        column = np.concatenate([np.tile(np.arange(own), len(units)), own + np.arange(cap)])
+        before = np.concatenate([np.repeat(index - units, own), np.full(cap, index + 1)]).clip(max=NUM_NEAR_UNITS + 1)
+        inside = (x_ang * x_ang).sum(axis=1) < (self.reach_ang**2 if index else 0.0)
+        return _Near(cKDTree(x_ang[inside]), column[inside], before[inside])
+
+    def _contact_weights(self, x_ang: NDArray[np.float64], near: _Near) -> NDArray[np.float64]:
+        """Boltzmann weights (M,) of the contacts of candidates (M, a, 3) with the atoms around them; zero where two atoms clash."""
+        count, atoms = x_ang.shape[:2]
+        if near.tree.n == 0:
+            return np.ones(count)
+        pairs = cKDTree(x_ang.reshape(-1, 3)).sparse_distance_matrix(near.tree, self.contact_ang, output_type="ndarray")
+        candidate, atom = np.divmod(pairs["i"], atoms)
+        column = near.column[pairs["j"]]
+        share = pairs["v"] / (SOFT_CONTACT * self.limits[atom, column])
+        felt = (share < 1.0) & ~self.placement.excluded[near.before[pairs["j"]] - 1, atom, column]
+        energy = CONTACT_ENERGY_KCAL_MOL * (1.0 - share[felt]) ** 2
+        energy[share[felt] * SOFT_CONTACT < 1.0] = np.inf
+        return np.exp(-np.bincount(candidate[felt], weights=energy, minlength=count) / RT_KCAL_MOL)
 
     def _near_units(self, start: NDArray[np.float64]) -> NDArray[np.int64]:
         """Units in the 27 cells about a point."""
@@ -244,24 +265,3 @@ def _twist(dihedrals_rad: NDArray[np.float64]) -> NDArray[np.float64]:
     turn[:, 1, 1], turn[:, 2, 1] = cos, -sin
     turn[:, 1, 2], turn[:, 2, 2] = sin, cos
     return turn
-
-
-def contact_weights(x_ang: NDArray[np.float64], near_ang: NDArray[np.float32], limits_ang: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Boltzmann weights of the contacts of candidates, zero where two atoms clash.
-
-    Args:
-        x_ang: (M, a, 3) atoms of the candidates.
-        near_ang: (P, 3) atoms around them.
-        limits_ang: (a, P) clash distances, zero for pairs held by bonds.
-
-    Returns:
-        (M,) weights in [0, 1].
-    """
-    x = x_ang.astype(np.float32)
-    squared = (x * x).sum(axis=-1)[..., None] + (near_ang * near_ang).sum(axis=-1) - 2.0 * (x @ near_ang.T)  # (M, a, P)
-    candidate, atom, other = np.nonzero(squared < (SOFT_CONTACT * limits_ang) ** 2)
-    limit = limits_ang[atom, other]
-    distance = np.sqrt(np.maximum(squared[candidate, atom, other], 0.0))
-    energy = CONTACT_ENERGY_KCAL_MOL * (1.0 - distance / (SOFT_CONTACT * limit)) ** 2
-    energy[distance < limit] = np.inf
-    return np.exp(-np.bincount(candidate, weights=energy, minlength=len(x)) / RT_KCAL_MOL)

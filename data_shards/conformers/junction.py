@@ -11,7 +11,7 @@ from rdkit import Chem
 
 from data_shards.chem.capped import backbone_of, embed, mark_double_bonds, positions
 from data_shards.chem.oligomer import Piece, close_over, cut_out, heavy_chain
-from data_shards.chem.repeat_unit import RepeatUnit
+from data_shards.chem.repeat_unit import MIN_LINK_SIN, RepeatUnit, axis_sines
 from data_shards.chem.stereo import tag_from_sign
 from data_shards.conformers.force_field import force_field, relax, scan_dihedral
 from data_shards.schema import BOND_SINGLE, UnitTopology, unit_slots
@@ -64,14 +64,16 @@ def junction_ensemble(unit: RepeatUnit, seed: int) -> JunctionEnsemble:
         seed: of the embedding of the model.
     """
     topology = unit.topology
-    _, nbr0, nbr1, _ = topology.key_atoms.tolist()
+    star0, nbr0, nbr1, star1 = topology.key_atoms.tolist()
     centres = topology.stereo_centres.tolist()
     left, right = (centres.index(k) if k in centres else -1 for k in (nbr1, nbr0))
     probability = np.zeros((3, 3, NUM_BINS))
-    bonds = {tuple(bond) for bond in topology.bonds.tolist()}
     a, d = topology.link_atoms.tolist()
+    bonds = {tuple(bond) for bond in topology.bonds.tolist()}
     bonded = (min(a, nbr1), max(a, nbr1)) in bonds and (min(d, nbr0), max(d, nbr0)) in bonds
-    if not bonded:
+    x_ang = unit.reference_ang[:, unit.capped.slots]
+    off_axis = min(axis_sines(x_ang, nbr1, star1)[:, a].min(), axis_sines(x_ang, nbr0, star0)[:, d].min())
+    if not bonded or off_axis < MIN_LINK_SIN:
         probability[:] = 1.0 / NUM_BINS
         return JunctionEnsemble(probability, "none", left, right)
     name = "none"
@@ -132,7 +134,7 @@ def _profile(unit: RepeatUnit, s: int, t: int, seed: int) -> tuple[NDArray[np.fl
         return weight / weight.sum(), parameters.name
     mirrored = s == t == 0  # an achiral model: half of the circle is enough
     step = 2 * np.pi / NUM_SCAN
-    angles = np.arange(NUM_SCAN // 2 + 1) * step if mirrored else np.arange(NUM_SCAN) * step
+    angles = np.array([k * step for k in range(NUM_SCAN // 2 + 1 if mirrored else NUM_SCAN)])
     energies = scan_dihedral(parameters, start[0], dihedral, angles)
     if mirrored:
         energies = np.concatenate([energies, energies[-2:0:-1]])

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.conformers.fragments import FragmentLibrary
-from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, HYDROGEN_CLASH_FACTOR, vdw_radii_ang, within_bonds
+from data_shards.conformers.quality import within_bonds
 from data_shards.schema import UnitTopology, chain_bonds, chain_hydrogens, unit_slots
 
-CLASH_MARGIN_ANG = 0.02  # rounding to float32 and the difference of bond lengths at a junction must not make a clash
-NUM_NEAR_UNITS = 4  # units that can hold atoms within three bonds of a new unit's, itself and the head cap aside
+NUM_NEAR_UNITS = 4  # how many units back an atom can be within three bonds of a new unit's
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Placement:
     cap_elements: NDArray[np.int64]  # (1 + h0,)
     num_own: int  # A
     own_slots: NDArray[np.int64]  # (n - 2,) slots of the own heavy atoms
-    excluded: list[NDArray[np.bool_]]  # [k]: (A + 1 + h1, A) pairs at most three bonds apart, with the k + 1-th unit before
-    cap_excluded: list[NDArray[np.bool_]]  # [i]: (A + 1 + h1, 1 + h0) the same between unit i and the head cap
+    excluded: NDArray[np.bool_]  # (NUM_NEAR_UNITS + 1, A + 1 + h1, A + 1 + h0), see bonded_pairs
 
 
 def bond_frame(origin: NDArray[np.float64], along: NDArray[np.float64], towards: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -66,7 +64,6 @@ def prepare(topology: UnitTopology, library: FragmentLibrary) -> Placement:
     cap = np.concatenate([heavy[:, [star0]], library.head_hydrogen_ang], axis=1)
     hydrogens = [np.ones(x.shape[1], dtype=np.int64) for x in (library.hydrogen_ang, library.tail_hydrogen_ang, library.head_hydrogen_ang)]
     elements = topology.elements.astype(np.int64)
-    excluded, cap_excluded = _bonded_pairs(topology)
     return Placement(
         x_head_ang=(unit - origin[:, None]) @ head,
         cap_head_ang=(cap - origin[:, None]) @ head,
@@ -76,28 +73,34 @@ def prepare(topology: UnitTopology, library: FragmentLibrary) -> Placement:
         cap_elements=np.concatenate([elements[[star0]], hydrogens[2]]),
         num_own=len(own) + library.hydrogen_ang.shape[1],
         own_slots=own,
-        excluded=excluded,
-        cap_excluded=cap_excluded,
+        excluded=bonded_pairs(topology),
     )
 
 
-def _bonded_pairs(topology: UnitTopology) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
-    """Pairs at most three bonds apart between the last unit of a short chain, with star1 and its hydrogens, and the units before it."""
-    longest = NUM_NEAR_UNITS + 1
-    excluded, cap_excluded = [], []
-    for num_units in range(1, longest + 1):
+def bonded_pairs(topology: UnitTopology) -> NDArray[np.bool_]:
+    """Pairs of atoms at most three bonds apart.
+
+    Returns:
+        (NUM_NEAR_UNITS + 1, A + 1 + h1, A + 1 + h0). Entry k - 1 is for atoms of a unit (rows: its own, star1, hydrogens of star1)
+        against those of the unit k before (columns: its own) and against the head cap (last columns) where that stands k before, as
+        unit -1. The last entry, for everything farther, is False.
+    """
+    pairs = []
+    for num_units in range(1, NUM_NEAR_UNITS + 2):
         heavy, counts = chain_bonds(topology, num_units)[0], chain_hydrogens(topology, num_units)
         owner = np.repeat(np.arange(len(counts)), counts)
         bonds = np.concatenate([heavy, np.stack([owner, len(counts) + np.arange(len(owner))], axis=1)])
-        near = within_bonds(bonds, len(counts) + len(owner)).toarray().astype(bool)
+        near = within_bonds(bonds, len(counts) + len(owner))
         groups = [_atoms_of(topology, num_units, k, owner, len(counts)) for k in range(num_units)]
         tail = np.concatenate([[len(counts) - 1], len(counts) + np.flatnonzero(owner == len(counts) - 1)])
         cap = np.concatenate([[0], len(counts) + np.flatnonzero(owner == 0)])
-        last = np.concatenate([groups[-1], tail])
-        cap_excluded.append(near[np.ix_(last, cap)])
-        if num_units == longest:
-            excluded = [near[np.ix_(last, groups[num_units - 1 - k])] for k in range(1, longest)]
-    return excluded, cap_excluded
+        rows = near[np.concatenate([groups[-1], tail])].toarray().astype(bool)
+        pairs.append((rows, cap, groups))
+    longest, _, groups = pairs[-1]
+    own = np.stack([longest[:, groups[-1 - k]] for k in range(1, NUM_NEAR_UNITS + 1)])
+    caps = np.stack([rows[:, cap] for rows, cap, _ in pairs[:NUM_NEAR_UNITS]])
+    excluded = np.concatenate([own, caps], axis=2)
+    return np.concatenate([excluded, np.zeros_like(excluded[:1])])
 
 
 def _atoms_of(topology: UnitTopology, num_units: int, unit: int, owner: NDArray[np.int64], num_heavy: int) -> NDArray[np.int64]:
@@ -105,10 +108,3 @@ def _atoms_of(topology: UnitTopology, num_units: int, unit: int, owner: NDArray[
     own = np.setdiff1d(np.arange(topology.num_atoms), topology.key_atoms[[0, 3]])
     heavy = unit_slots(topology.key_atoms, topology.num_atoms, num_units)[unit, own]
     return np.concatenate([heavy, num_heavy + np.flatnonzero(np.isin(owner, heavy))])
-
-
-def contact_limits(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(len(first), len(second)) distances below which two atoms clash, from atomic numbers."""
-    share = np.where((first[:, None] == 1) | (second[None] == 1), HYDROGEN_CLASH_FACTOR, HEAVY_CLASH_FACTOR)
-    limits: NDArray[np.float32] = (share * (vdw_radii_ang(first)[:, None] + vdw_radii_ang(second)[None]) + CLASH_MARGIN_ANG).astype(np.float32)
-    return limits

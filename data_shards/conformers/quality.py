@@ -64,6 +64,12 @@ def covalent_radii_ang(elements: NDArray[np.integer]) -> NDArray[np.float64]:
     return _radii()[1][elements]
 
 
+def clash_limits_ang(first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(len(first), len(second)) distances below which two atoms clash, from atomic numbers."""
+    share = np.where((first[:, None] == 1) | (second[None] == 1), HYDROGEN_CLASH_FACTOR, HEAVY_CLASH_FACTOR)
+    return share * (vdw_radii_ang(first)[:, None] + vdw_radii_ang(second)[None])
+
+
 def within_bonds(bonds: NDArray[np.integer], num_atoms: int, reach: int = MAX_EXCLUDED_BONDS) -> csr_matrix:
     """Sparse (atoms, atoms) matrix, non-zero where two atoms are at most ``reach`` bonds apart (an atom and itself included)."""
     i, j = np.concatenate([bonds, bonds[:, ::-1], np.stack([np.arange(num_atoms)] * 2, axis=1)]).T
@@ -146,9 +152,10 @@ def check_chain(
     else:
         known = reference_ang.reshape(len(topology.bonds), -1)[_bond_rows(topology, num_units)]
         errors = np.abs(lengths[:, None] - known).min(axis=1)
-    tolerance = (LOOSE_BOND_TOLERANCE_ANG if reference_ang is None else BOND_TOLERANCE_ANG) if bond_tolerance_ang is None else bond_tolerance_ang
-    broken = int((errors > tolerance).sum())
-    extra = len(find_clashes_heavy_bonds(x_ang[: len(elements)], covalent, bonds))
+    if bond_tolerance_ang is None:
+        bond_tolerance_ang = LOOSE_BOND_TOLERANCE_ANG if reference_ang is None else BOND_TOLERANCE_ANG
+    broken = int((errors > bond_tolerance_ang).sum())
+    extra = len(_extra_bonds(x_ang[: len(elements)], covalent, bonds))
     if hydrogen_ang is not None:
         owner = np.repeat(np.arange(len(counts)), counts)
         bonds = np.concatenate([bonds, np.stack([owner, len(elements) + np.arange(len(owner))], axis=1)])
@@ -160,13 +167,12 @@ def check_chain(
     found = measure_signs(x_ang[slots], topology.stereo_centres, topology.stereo_neighbours)
     wrong = int(((found != wanted) & (wanted != 0)).sum())
     clashes = len(find_clashes(x_ang, vdw_radii_ang(elements), bonds, hydrogen=elements == 1))
-    reason = next(
-        (name for name, count in (("broken-bond", broken), ("extra-bond", extra), ("wrong-chirality", wrong), ("clash", clashes)) if count), ""
-    )
+    defects = {"broken-bond": broken, "extra-bond": extra, "wrong-chirality": wrong, "clash": clashes}
+    reason = next((name for name, count in defects.items() if count), "")
     return QualityReport(not reason, reason, float(errors.max()), broken, extra, wrong, clashes)
 
 
-def find_clashes_heavy_bonds(x_ang: NDArray[np.float64], covalent_ang: NDArray[np.float64], bonds: NDArray[np.integer]) -> NDArray[np.int64]:
+def _extra_bonds(x_ang: NDArray[np.float64], covalent_ang: NDArray[np.float64], bonds: NDArray[np.integer]) -> NDArray[np.int64]:
     """(P, 2) pairs of atoms without a bond that are as close as bonded ones."""
     pairs = cKDTree(x_ang).query_pairs(2 * float(covalent_ang.max()) * EXTRA_BOND_FACTOR, output_type="ndarray")
     i, j = pairs.T

@@ -11,7 +11,7 @@ from data_shards.conformers.force_field import ForceField, with_positions
 SMALL_MOVE_RAD = float(np.deg2rad(12.0))
 JUMPS_RAD = np.deg2rad([120.0, -120.0, 180.0])  # from one rotamer to another
 JUMP_SHARE = 0.25
-STEPS_PER_SAMPLE = 60
+STEPS_PER_SAMPLE = 25
 
 
 def rotors(mol: Chem.Mol) -> list[tuple[int, int, NDArray[np.int64]]]:
@@ -38,13 +38,18 @@ def rotors(mol: Chem.Mol) -> list[tuple[int, int, NDArray[np.int64]]]:
 def _side(mol: Chem.Mol, start: int, blocked: int) -> set[int]:
     seen, front = {start}, [start]
     while front:
-        front = [k.GetIdx() for j in front for k in mol.GetAtomWithIdx(j).GetNeighbors() if k.GetIdx() not in seen and k.GetIdx() != blocked]
+        front = list({k.GetIdx() for j in front for k in mol.GetAtomWithIdx(j).GetNeighbors()} - seen - {blocked})
         seen.update(front)
     return seen
 
 
 def sample_torsions(
-    parameters: ForceField, x_ang: NDArray[np.float64], num_samples: int, temperature_energy_kcal_mol: float, rng: np.random.Generator
+    parameters: ForceField,
+    x_ang: NDArray[np.float64],
+    turning: list[tuple[int, int, NDArray[np.int64]]],
+    num_samples: int,
+    temperature_energy_kcal_mol: float,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Metropolis walk in the torsions, one walker from every conformer.
 
@@ -53,6 +58,7 @@ def sample_torsions(
     Args:
         parameters: force field of the molecule.
         x_ang: (R, atoms, 3) relaxed conformers.
+        turning: rotors of the molecule.
         num_samples: states kept of each walker, STEPS_PER_SAMPLE trial moves apart.
         temperature_energy_kcal_mol: RT.
         rng: of moves and acceptance.
@@ -60,10 +66,9 @@ def sample_torsions(
     Returns:
         (R * num_samples, atoms, 3) states, walker by walker, and their energies.
     """
-    turning = rotors(parameters.mol)
     if not turning:
-        mol = with_positions(parameters.mol, x_ang[0])
-        field = parameters.field(mol)
+        whole = with_positions(parameters.mol, x_ang[0])
+        field = parameters.field(whole)
         energies = np.array([field.CalcEnergy(x.ravel().tolist()) for x in x_ang])
         return np.repeat(x_ang, num_samples, axis=0), np.repeat(energies, num_samples)
     states, energies_kept = [], []

@@ -205,13 +205,13 @@ def test_too_large_names_the_bound() -> None:
 def test_a_unit_without_a_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeat_unit, "embed", lambda *_: [])
     with pytest.raises(PolymerError, match="no three-dimensional shape of the repeat unit could be embedded"):
-        build_unit.__wrapped__("*CC(*)CC")
+        repeat_unit._build.__wrapped__("*CC(*)CC")
 
 
 def test_marks_that_no_shape_keeps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeat_unit, "measure_signs", lambda x, centres, _: np.zeros((len(x), len(centres)), dtype=np.int8))
     with pytest.raises(PolymerError, match="with the stereo marks of the P-SMILES could be embedded"):
-        build_unit.__wrapped__("*C(C)C(C)O*")
+        repeat_unit._build.__wrapped__("*C(C)C(C)O*")
 
 
 def test_a_star_that_cannot_end_a_chain_is_refused() -> None:

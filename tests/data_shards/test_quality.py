@@ -1,0 +1,124 @@
+"""Quality checks of a chain: every defect is found, a whole chain passes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data_shards.chem.repeat_unit import RepeatUnit, build_unit
+from data_shards.conformers.fragments import fragment_library
+from data_shards.conformers.grow import GrownChain, grow_chain
+from data_shards.conformers.quality import QualityReport, check_chain, clash_limits_ang, find_clashes, vdw_radii_ang, within_bonds
+
+NUM_UNITS = 6
+
+
+@lru_cache(maxsize=1)
+def polypropylene() -> tuple[RepeatUnit, GrownChain]:
+    unit = build_unit("*CC(C)*")
+    library = fragment_library(unit, num_conformers=4, num_thermal=2)
+    return unit, grow_chain(unit, NUM_UNITS, num_conformations=1, library=library, tacticity="isotactic")
+
+
+def checked(heavy: NDArray[np.float32], hydrogen: NDArray[np.float32] | None = None, sign: int = 1) -> QualityReport:
+    unit, chain = polypropylene()
+    return check_chain(unit.topology, NUM_UNITS, heavy, hydrogen, handedness=sign * chain.handedness)
+
+
+def test_a_whole_chain_passes() -> None:
+    _, chain = polypropylene()
+    report = checked(chain.heavy_ang[0], chain.hydrogen_ang[0])
+    assert report.ok
+    assert report.reason == ""
+    assert report.worst_bond_error_ang < 0.1
+    assert checked(chain.heavy_ang[0]).ok
+
+
+def test_not_a_number_is_found() -> None:
+    _, chain = polypropylene()
+    hydrogen = chain.hydrogen_ang[0].copy()
+    hydrogen[3, 1] = np.nan
+    assert checked(chain.heavy_ang[0], hydrogen).reason == "not-finite"
+
+
+def test_a_broken_bond_is_found_on_heavy_atoms_and_hydrogens() -> None:
+    _, chain = polypropylene()
+    heavy = chain.heavy_ang[0].copy()
+    heavy[len(heavy) // 2 :] += np.array([9.0, 0.0, 0.0], dtype=np.float32)
+    report = checked(heavy)
+    assert report.reason == "broken-bond"
+    assert report.num_broken_bonds >= 1
+    hydrogen = chain.hydrogen_ang[0].copy()
+    hydrogen[5] += np.float32(40.0)
+    assert checked(chain.heavy_ang[0], hydrogen).reason == "broken-bond"
+
+
+def test_bonds_are_compared_with_reference_lengths() -> None:
+    unit, chain = polypropylene()
+    exact = np.full((len(unit.topology.bonds), 1), 1.53)
+    assert check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], reference_ang=exact).ok
+    short = check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], reference_ang=exact - 0.2)
+    assert short.reason == "broken-bond"
+    assert short.num_broken_bonds == len(chain.heavy_ang[0]) - 1
+    assert check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], reference_ang=exact - 0.2, bond_tolerance_ang=0.3).ok
+
+
+def test_the_wrong_hand_is_found() -> None:
+    _, chain = polypropylene()
+    report = checked(chain.heavy_ang[0], sign=-1)
+    assert report.reason == "wrong-chirality"
+    assert report.num_wrong_centres == NUM_UNITS
+    assert checked(chain.heavy_ang[0] * np.array([1, 1, -1], dtype=np.float32), sign=-1).ok
+
+
+def test_a_specified_hand_is_held_without_asking() -> None:
+    unit = build_unit("*O[C@H](C)C(*)=O")
+    chain = grow_chain(unit, 3, num_conformations=1, library=fragment_library(unit, num_conformers=2, num_thermal=1))
+    assert check_chain(unit.topology, 3, chain.heavy_ang[0]).ok
+    assert check_chain(unit.topology, 3, -chain.heavy_ang[0]).reason == "wrong-chirality"
+
+
+def test_a_clash_and_an_extra_bond_are_found() -> None:
+    unit = build_unit("*C*")
+    straight = np.zeros((8, 3), dtype=np.float32)
+    straight[:, 0], straight[:, 1] = 1.275 * np.arange(8), 0.846 * (np.arange(8) % 2)
+    assert check_chain(unit.topology, 6, straight).ok
+    angle = 2 * np.pi * np.arange(8) / 6.6  # a coil: bonds of 1.53 angstrom, no extra bond, atoms one turn apart too close
+    coil = np.stack([1.61 * np.cos(angle), 1.61 * np.sin(angle), 0.33 * np.arange(8)], axis=1)
+    step = np.linalg.norm(coil[1] - coil[0])
+    report = check_chain(unit.topology, 6, coil * 1.53 / step)
+    assert report.reason == "clash"
+    assert report.num_clashes > 0
+    ring = np.stack([np.cos(angle), np.sin(angle), 0.01 * np.arange(8)], axis=1)
+    report = check_chain(unit.topology, 6, ring * 1.53 / np.linalg.norm(ring[1] - ring[0]))
+    assert report.num_extra_bonds > 0
+
+
+def test_clashes_equal_a_count_over_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 9, (120, 3))
+    elements = rng.choice([1, 6, 8, 17], 120)
+    bonds = np.stack([np.arange(60), np.arange(60) + 1], axis=1)
+    limits = clash_limits_ang(elements, elements)
+    expected = [
+        (i, j) for i in range(120) for j in range(i + 1, 120) if np.linalg.norm(x[i] - x[j]) < limits[i, j] and not (j <= 60 and j - i <= 3)
+    ]
+    found = find_clashes(x, vdw_radii_ang(elements), bonds, hydrogen=elements == 1)
+    assert found.tolist() == [list(pair) for pair in expected]
+    assert 20 < len(expected) < 2000
+    assert len(find_clashes(x, vdw_radii_ang(elements), bonds)) > len(found)  # hydrogens may come closer
+
+
+def test_pairs_held_by_bonds_are_those_of_the_graph() -> None:
+    near = within_bonds(np.array([[0, 1], [1, 2], [2, 3], [3, 4], [1, 5]]), 7).toarray() > 0
+    assert near[0].tolist() == [True, True, True, True, False, True, False]
+    assert near[4].tolist() == [False, True, True, True, True, False, False]
+    assert near[6].tolist() == [False] * 6 + [True]
+
+
+@pytest.mark.parametrize(("first", "second", "limit"), [(6, 6, 2.55), (1, 1, 1.56), (1, 6, 1.885), (1, 8, 1.7875)])
+def test_documented_limits(first: int, second: int, limit: float) -> None:
+    assert clash_limits_ang(np.array([first]), np.array([second])).item() == pytest.approx(limit, abs=0.03)
