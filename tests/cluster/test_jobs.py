@@ -23,7 +23,7 @@ def steps(run: Path) -> list[int]:
 def smoke(head: Head) -> Job:
     """`ray job submit cluster/smoke.yaml`: bundled polymers, shards, training with two workers."""
     small = ("build.limit=8", "build.num_units=3", "build.conformers=1", "train.num_steps=3", "train.checkpoint_every=2")
-    return head.submit("--", "cluster/smoke.yaml", *small, *TINY)
+    return head.submit("cluster/smoke.yaml", *small, *TINY)
 
 
 def test_the_smoke_job_goes_all_the_way(head: Head, smoke: Job) -> None:
