@@ -156,21 +156,22 @@ def _with_stereo(topology: UnitTopology, written: Chem.Mol) -> UnitTopology:
 def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     """Reference conformers (R, atoms of capped, 3) from a fixed seed and the sign patterns (P, c) that a unit can have.
 
-    Where two or more centres are open, rings may forbid some combinations: the patterns are those seen in the reference conformers,
+    Where a unit has several centres and an open one, rings may forbid some combinations: the patterns are those seen in the reference
+    conformers,
     most frequent first. A pattern and its mirror image come together where the P-SMILES fixes nothing.
     """
     topology = capped.topology
     fixed = topology.stereo_specified
-    num_open = int((fixed == 0).sum())
+    related = len(fixed) > 1 and not fixed.all()
     mol = capped.with_signs(fixed)
-    found = embed(mol, NUM_REFERENCES_STEREO if num_open > 1 else NUM_REFERENCES, REFERENCE_SEED)
+    found = embed(mol, NUM_REFERENCES_STEREO if related else NUM_REFERENCES, REFERENCE_SEED)
     if not found:
         raise PolymerError(
             psmiles, "no-conformer", "no three-dimensional shape of the repeat unit could be embedded; check its rings and stereo marks"
         )
     x_ang = positions(mol, found)
-    if num_open < 2:
-        patterns = np.stack([np.where(fixed == 0, sign, fixed) for sign in ((1, -1) if num_open else (1,))])
+    if not related:
+        patterns = np.stack([np.where(fixed == 0, sign, fixed) for sign in ((1,) if fixed.all() else (1, -1))])
         return x_ang, patterns.astype(np.int8)
     seen = measure_signs(x_ang[:, capped.slots], topology.stereo_centres, topology.stereo_neighbours)  # (R, c)
     seen = seen[(seen != 0).all(axis=1) & ((seen == fixed) | (fixed == 0)).all(axis=1)]

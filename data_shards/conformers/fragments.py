@@ -66,6 +66,18 @@ def fragment_library(unit: RepeatUnit, *, num_conformers: int = 12, num_thermal:
         PolymerError: no-force-field, no-conformer.
         InputError: num_conformers below 1.
     """
+    energies, x_ang, signs, name = _shapes(unit, num_conformers, num_thermal, seed)
+    heavy, hydrogen = x_ang[:, unit.capped.slots], x_ang[:, unit.capped.hydrogens]
+    head, tail = _cap_hydrogens(unit, heavy)
+    whole, head_fits, tail_fits = _untouched(unit.topology, heavy, hydrogen, head, tail)
+    energies, weights = _weigh(energies, signs, whole, flat=num_thermal != 0)
+    return FragmentLibrary(heavy, hydrogen, head, tail, energies, weights, head_fits, tail_fits, signs, junction_ensemble(unit, seed), name)
+
+
+def _shapes(
+    unit: RepeatUnit, num_conformers: int, num_thermal: int | None, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8], str]:
+    """Energies (F,), coordinates (F, atoms of the capped unit, 3), signs (F, c) of the shapes, and the force field's name."""
     if num_conformers < 1:
         raise InputError(f"num_conformers {num_conformers} must be at least 1; ask for 1 shape or more")
     parameters = force_field(unit.capped.mol)
@@ -84,12 +96,7 @@ def fragment_library(unit: RepeatUnit, *, num_conformers: int = 12, num_thermal:
     if missing:
         detail = f"no relaxed shape with the handedness {missing[0]} was found; check its rings and stereo marks"
         raise PolymerError(unit.topology.psmiles, "no-conformer", detail)
-    heavy, hydrogen = x_ang[:, unit.capped.slots], x_ang[:, unit.capped.hydrogens]
-    head, tail = _cap_hydrogens(unit, heavy)
-    whole, head_fits, tail_fits = _untouched(unit.topology, heavy, hydrogen, head, tail)
-    energies, weights = _weigh(energies, signs, whole, flat=num_thermal > 0)
-    junction = junction_ensemble(unit, seed)
-    return FragmentLibrary(heavy, hydrogen, head, tail, energies, weights, head_fits, tail_fits, signs, junction, parameters.name)
+    return energies, x_ang, signs, parameters.name
 
 
 def _conformers(
@@ -215,11 +222,11 @@ def seed_shapes(psmiles: str, num: int, seed: int) -> tuple[NDArray[np.float32],
         InputError: num below 1.
     """
     unit = build_unit(psmiles)
-    library = fragment_library(unit, num_conformers=num, num_thermal=0, seed=seed)
-    order = np.argsort(library.energies_kcal_mol, kind="stable")
-    pattern = (library.handedness[order, None] == unit.configurations[None]).all(axis=-1).argmax(axis=1)
+    energies, x_ang, signs, _ = _shapes(unit, num, 0, seed)
+    order = np.argsort(energies, kind="stable")
+    pattern = (signs[order, None] == unit.configurations[None]).all(axis=-1).argmax(axis=1)
     rank = np.array([(pattern[:k] == pattern[k]).sum() for k in range(len(pattern))])  # place among the shapes of its configuration
     chosen = order[np.lexsort((pattern, rank))]
     chosen = np.resize(chosen, num)
-    shapes = library.heavy_ang[chosen]
-    return (shapes - shapes.mean(axis=1, keepdims=True)).astype(np.float32), library.handedness[chosen]
+    shapes = x_ang[chosen][:, unit.capped.slots]
+    return (shapes - shapes.mean(axis=1, keepdims=True)).astype(np.float32), signs[chosen]
