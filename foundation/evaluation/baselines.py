@@ -1,7 +1,7 @@
 """What needs no training: library shapes of the units joined at link dihedrals of a simple law, and the grow engine itself.
 
-All but grow take unit shapes of the right handedness from the library (relaxed RDKit geometries) and assemble them exactly; they differ
-in the angles alone.
+All but grow take unit shapes of the right handedness from the library (relaxed RDKit geometries) and assemble them exactly. They differ
+in the angles alone, but for the extended chain, whose units all have the longest shape.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import PolymerError
-from data_shards.schema import PolymerSample
+from data_shards.schema import PolymerSample, UnitTopology
 from foundation.evaluation.chains import assemble_chains, chain_tables
 from foundation.evaluation.measure import Attempts, link_counts
-from foundation.evaluation.metrics import NUM_BINS
+from foundation.evaluation.metrics import NUM_BINS, end_to_end
 from foundation.sampling.request import library_shapes
+
+NUM_EXTENDED_ANGLES = 72
 
 DrawLinks = Callable[[PolymerSample, int, np.random.Generator], NDArray[np.float64]]  # (sample, num, rng) -> (num, N - 1) rad
 
 
 def pick_shapes(
-    shapes_ang: NDArray[np.floating], signs: NDArray[np.int8], wanted: NDArray[np.int8], num: int, rng: np.random.Generator
+    shapes_ang: NDArray[np.floating],
+    signs: NDArray[np.int8],
+    wanted: NDArray[np.int8],
+    num: int,
+    rng: np.random.Generator,
+    preference: NDArray[np.floating] | None = None,
 ) -> NDArray[np.float64]:
-    """A library shape for every unit of every chain, drawn among those whose handedness agrees best with the unit's.
+    """A library shape for every unit of every chain, among those whose handedness agrees best with the unit's.
 
     Args:
         shapes_ang: (F, n, 3) library.
@@ -34,24 +41,20 @@ def pick_shapes(
         wanted: (N, c) handedness of each unit.
         num: K chains.
         rng: of the draw.
+        preference: (F,) the largest is taken; None draws evenly.
 
     Returns:
         (K, N, n, 3).
     """
     agree = wanted.astype(np.int64) @ signs.T.astype(np.int64)  # (N, F)
     allowed = agree == agree.max(axis=1, keepdims=True)
-    lots = np.where(allowed, rng.random((num, *allowed.shape)), -1.0)
-    return shapes_ang[lots.argmax(axis=-1)].astype(np.float64)
+    lots = rng.random((num, *allowed.shape)) if preference is None else np.broadcast_to(preference, (num, *allowed.shape))
+    return shapes_ang[np.where(allowed, lots, -1.0).argmax(axis=-1)].astype(np.float64)
 
 
 def random_links(sample: PolymerSample, num: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Uniform on the circle."""
     return rng.uniform(-np.pi, np.pi, (num, sample.num_units - 1))
-
-
-def extended_links(sample: PolymerSample, num: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """All trans: link_a and link_d on opposite sides of every junction."""
-    return np.full((num, sample.num_units - 1), np.pi)
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,11 @@ def train_histogram(samples: Iterable[PolymerSample]) -> LinkHistogram | None:
     return LinkHistogram(pooled, by_psmiles, num) if pooled.sum() > 0 else None
 
 
-def assembled(draw: DrawLinks, sample: PolymerSample, wanted: NDArray[np.int8], num: int, seed: int) -> Attempts:
+def assembled(draw: DrawLinks | None, sample: PolymerSample, wanted: NDArray[np.int8], num: int, seed: int) -> Attempts:
     """Conformations of one baseline; a polymer without library shapes fails with the reason.
 
     Args:
-        draw: law of the link dihedrals.
+        draw: law of the link dihedrals; None: the extended chain, the same in every conformation.
         sample: the polymer.
         wanted: (N, c) handedness of its units.
         num: conformations.
@@ -104,8 +107,27 @@ def assembled(draw: DrawLinks, sample: PolymerSample, wanted: NDArray[np.int8], 
     except PolymerError as error:
         return Attempts(np.zeros((0, sample.heavy_ang.shape[1], 3)), (error.reason,) * num)
     rng = np.random.default_rng([seed, int(sample.key[:12], 16)])
-    shapes = pick_shapes(shapes_ang, signs, wanted, num, rng)
-    return Attempts(assemble_chains(topology, shapes, draw(sample, num, rng)), (), shapes)
+    if draw is not None:
+        shapes = pick_shapes(shapes_ang, signs, wanted, num, rng)
+        return Attempts(assemble_chains(topology, shapes, draw(sample, num, rng)), (), shapes)
+    x_ang, shapes = _extended(topology, shapes_ang, signs, wanted)
+    return Attempts(np.repeat(x_ang, num, axis=0), (), np.repeat(shapes, num, axis=0))
+
+
+def _extended(
+    topology: UnitTopology, shapes_ang: NDArray[np.floating], signs: NDArray[np.int8], wanted: NDArray[np.int8]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(1, H, 3) the longest chain with the longest shape in every unit and one angle at every junction, and its (1, N, n, 3) shapes.
+
+    The angle is searched because the link dihedral may be read over side chains, where trans is not along the backbone.
+    """
+    star0, star1 = (int(k) for k in topology.key_atoms[[0, 3]])
+    length = np.linalg.norm(shapes_ang[:, star1] - shapes_ang[:, star0], axis=1)
+    shapes = pick_shapes(shapes_ang, signs, wanted, 1, np.random.default_rng(0), length)
+    angles = np.linspace(-np.pi, np.pi, NUM_EXTENDED_ANGLES, endpoint=False)
+    trial = np.broadcast_to(shapes, (len(angles), *shapes.shape[1:]))
+    x_ang = assemble_chains(topology, trial, np.repeat(angles[:, None], len(wanted) - 1, axis=1))
+    return x_ang[[int(end_to_end(x_ang).argmax())]], shapes
 
 
 def baselines(histogram: LinkHistogram | None) -> Iterator[tuple[str, Callable[[PolymerSample, NDArray[np.int8], int, int], Attempts]]]:
@@ -113,4 +135,4 @@ def baselines(histogram: LinkHistogram | None) -> Iterator[tuple[str, Callable[[
     yield "random links", partial(assembled, random_links)
     if histogram is not None:
         yield "train histogram", partial(assembled, histogram.draw)
-    yield "extended", partial(assembled, extended_links)
+    yield "extended", partial(assembled, None)

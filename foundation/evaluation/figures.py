@@ -18,6 +18,7 @@ COLOURS = {
     "train histogram": "#edae49",
     "extended": "#66a182",
 }
+SIZE_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[str]:
@@ -52,7 +53,9 @@ def _links(axes: Axes, results: dict[str, Any]) -> None:
     axes.set(xlabel="link dihedral, degree", ylabel="density, 1 / degree", xlim=(-180, 180), xticks=np.arange(-180, 181, 60))
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
-    axes.set_title(f"Link dihedrals of {results['protocol']['num_polymers']} polymers", fontsize=10, loc="left")
+    number = sum(results["distributions"]["link_counts"]["reference"])
+    title = f"Link dihedrals of {results['protocol']['num_polymers']} polymers, {number:.0f} in the references"
+    axes.set_title(title, fontsize=10, loc="left")
 
 
 def _named(results: dict[str, Any], method: str) -> str:
@@ -61,6 +64,8 @@ def _named(results: dict[str, Any], method: str) -> str:
 
 
 def _sizes(axes: Axes, results: dict[str, Any]) -> None:
+    from matplotlib.ticker import NullLocator
+
     ratios = {m: v for m, v in results["distributions"]["size_ratio"].items() if v}
     axes.boxplot(list(ratios.values()), orientation="horizontal", widths=0.6, showfliers=False, medianprops={"color": "black"})
     rng = np.random.default_rng(0)  # spreads the points so that they can be told apart
@@ -71,6 +76,10 @@ def _sizes(axes: Axes, results: dict[str, Any]) -> None:
     axes.set_yticks(range(1, len(ratios) + 1), [f"{m} (n = {len(v)})" for m, v in ratios.items()])
     axes.invert_yaxis()
     axes.set(xlabel="radius of gyration / mean of the polymer's references", xscale="log")
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in SIZE_TICKS if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title("Size of the chains", fontsize=10, loc="left")
 
 
@@ -85,4 +94,5 @@ def _bonds(axes: Axes, results: dict[str, Any]) -> None:
     axes.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="|bond length - MMFF94 equilibrium|, angstrom", ylabel="density, 1 / angstrom", xlim=(0, edges[-1]), yscale="log")
     axes.legend(fontsize=8, frameon=False)
-    axes.set_title("Bonds between heavy atoms", fontsize=10, loc="left")
+    number = sum(results["distributions"]["bond_error_counts"]["model"])
+    axes.set_title(f"Bonds between heavy atoms, {number:.0f} of the model", fontsize=10, loc="left")

@@ -123,7 +123,7 @@ def generated(
 def grown(sample: PolymerSample, settings: Settings) -> Attempts:
     """Fresh chains of the grow engine with the configuration of the references: what a perfect model of grown references would reach.
 
-    Conformation k of the engine depends on (seed, k) alone, so the first K of the sample's seed are its references and are left out.
+    Conformation k of the engine depends on (seed, k) alone: the first K of the sample's seed may be its references and are left out.
     """
     known = len(sample.heavy_ang)
     try:
@@ -185,6 +185,7 @@ def results_of(
             "aggregation": "mean over the conformations of a polymer, then mean over polymers",
             "interval": f"{COVERAGE:.0%} percentile bootstrap over polymers, {NUM_RESAMPLES} resamples, seed {settings.seed}",
             "failures": "stay in the denominator: fractions count a failed conformation as zero, other numbers are of those that exist",
+            "divergence": "two finite samples of one law differ too: the grow engine's column is the floor where references are grown",
             "clash": f"closer than {HEAVY_CLASH_FACTOR:g} x the sum of van der Waals radii, more than three bonds apart, heavy atoms",
             "library_shapes": f"{NUM_SHAPES} relaxed RDKit shapes a polymer for the baselines",
             "histogram_polymers": histogram_polymers,

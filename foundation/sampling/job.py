@@ -22,6 +22,7 @@ from foundation.sampling.run import generate_chains
 from foundation.sampling.writers import Properties, StructureFile, provenance_path
 
 MAX_FAILURE_LINES = 20
+MAX_TABLE_ROWS = 60
 WIDTH = 130  # columns where the output is no terminal
 BOND_TOLERANCE_ANG = 0.1  # against the same bond in the library's relaxed shapes
 
@@ -167,6 +168,8 @@ def _reasons(report: Report, num: int) -> Iterator[str]:
 
 
 def _provenance(model: Any, job: Job, report: Report) -> dict[str, Any]:
+    written = Counter(check[0] for check in report.checks)
+    passed = Counter(check[0] for check in report.checks if check[5] == "ok")
     return {
         **provenance(model, job.checkpoint),
         "seed": job.seed,
@@ -185,6 +188,8 @@ def _provenance(model: Any, job: Job, report: Report) -> dict[str, Any]:
                 "tacticity": request.tacticity,
                 "seed": request.seed,
                 "heavy_atoms": request.num_heavy_atoms,
+                "written": written[request.row],
+                "passed_check": passed[request.row],
             }
             for request in job.requests
         ],
@@ -213,9 +218,13 @@ def show_report(report: Report, out: Path) -> None:
     for name in ("written", "failed", "passed check", "worst bond error, ang", "clashes", "Rg, ang (min mean max)"):
         table.add_column(name, justify="right")
     lost = Counter(entry.row for entry in report.lost)
-    rows = {row: psmiles for row, psmiles in sorted({(c[0], c[1]) for c in report.checks} | {(f.row, f.psmiles) for f in report.lost})}
-    for row, psmiles in rows.items():
-        checks = [check for check in report.checks if check[0] == row]
+    by_row: dict[int, list[tuple[int, str, float, int, float, str]]] = {}
+    psmiles_of = {entry.row: entry.psmiles for entry in report.lost}
+    for check in report.checks:
+        by_row.setdefault(check[0], []).append(check)
+        psmiles_of[check[0]] = check[1]
+    for row, psmiles in sorted(psmiles_of.items())[:MAX_TABLE_ROWS]:
+        checks = by_row.get(row, [])
         bonds, clashes, sizes = (np.array([check[k] for check in checks]) for k in (2, 3, 4))
         passed = sum(check[5] == "ok" for check in checks)
         if checks:
@@ -225,6 +234,8 @@ def show_report(report: Report, out: Path) -> None:
             table.add_row(psmiles, "0", str(lost[row]), "0", "-", "-", "-")
     screen = Console()
     (screen if screen.is_terminal else Console(width=WIDTH)).print(table)
+    if len(psmiles_of) > MAX_TABLE_ROWS:
+        print(f"... and {len(psmiles_of) - MAX_TABLE_ROWS} polymers more, in the provenance")
     print(f"{report.attempted} conformations attempted, {report.written} written, {report.attempted - report.written} failed")
     for refusal in report.refused[:MAX_FAILURE_LINES]:
         print(f"  row {refusal.row} {refusal.psmiles}: {refusal.detail}")

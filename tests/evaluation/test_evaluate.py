@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.chem.repeat_unit import build_unit
-from data_shards.conformers.grow import grow_chain
 from data_shards.errors import PolymerError
 from data_shards.reader import ShardSet
 from foundation.errors import InputError
 from foundation.evaluate import app
 from foundation.evaluation import baselines, figures, metrics, protocol, table
-from foundation.evaluation.baselines import LinkHistogram, extended_links, pick_shapes, random_links, train_histogram
+from foundation.evaluation.baselines import LinkHistogram, pick_shapes, random_links, train_histogram
 from foundation.evaluation.chains import chain_tables
-from foundation.evaluation.measure import Attempts, link_counts, measure, reference_of
+from foundation.evaluation.measure import link_counts, measure, reference_of
 from tests.sampling.conftest import LibraryObjective, run_command
 
 
@@ -45,6 +43,9 @@ def test_shapes_are_drawn_evenly_among_those_of_the_right_hand() -> None:
     assert set(which[:, ::2].ravel()) == {0, 1, 2}
     assert set(which[:, 1::2].ravel()) == {3, 4, 5}
     assert np.bincount(which[:, ::2].ravel().astype(int)).min() > 400
+    best = pick_shapes(shapes, signs, wanted, 2, np.random.default_rng(0), np.array([1.0, 3.0, 2.0, 1.0, 2.0, 3.0]))
+    assert set(best[:, ::2, 0, 0].ravel()) == {1}
+    assert set(best[:, 1::2, 0, 0].ravel()) == {5}
     free = pick_shapes(shapes, signs[:, :0], wanted[:, :0], 5, np.random.default_rng(0))
     assert len(np.unique(free)) == 6, "without stereocentres every shape serves"
 
@@ -65,7 +66,10 @@ def test_baselines_keep_units_and_differ_in_the_links_alone(shards: ShardSet) ->
             assert values.get("chirality_kept_fraction", 1.0) == 1
             seen[name] = values
         assert set(seen) == {"random links", "train histogram", "extended"}
-        assert seen["extended"]["end_to_end_ang"] > seen["random links"]["end_to_end_ang"]
+        assert seen["extended"]["end_to_end_ang"] > metrics.end_to_end(reference.x_ang).mean()
+        longest = 1.55 * (sample.num_units + 1) if sample.topology.psmiles == "*C*" else np.inf
+        assert seen["extended"]["end_to_end_ang"] < longest
+        assert sample.topology.psmiles != "*C*" or seen["extended"]["end_to_end_ang"] > 0.82 * longest, "an all-trans zigzag"
 
 
 def test_link_laws(shards: ShardSet) -> None:
@@ -74,7 +78,6 @@ def test_link_laws(shards: ShardSet) -> None:
     wild = random_links(sample, 2000, rng)
     assert wild.shape == (2000, sample.num_units - 1)
     assert metrics.histogram(wild.reshape(-1)).min() > 200
-    assert (extended_links(sample, 2, rng) == np.pi).all()
     counts = np.zeros(36)
     counts[[3, 20]] = 1.0, 3.0
     drawn = LinkHistogram(counts, {}, 1).draw(sample, 2000, rng)
@@ -237,11 +240,3 @@ def test_out_that_is_a_file_and_a_missing_checkpoint(shards: ShardSet, tmp_path:
     assert "does not exist" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"split 'val'"):
         protocol.select(shards, protocol.Settings("val", 1, None, 0, 1, 1))
-
-
-def test_references_grown_with_another_seed_differ_from_the_stored_ones(shards: ShardSet) -> None:
-    """Guards the baseline above: were the seeds equal, its RMSD would be zero."""
-    sample = shards.read(shards.samples("test")[0])
-    chain = grow_chain(build_unit(sample.topology.psmiles), sample.num_units, num_conformations=3, seed=sample.seed)
-    own = measure(reference_of(sample), Attempts(chain.heavy_ang.astype(np.float64))).values
-    assert own["rmsd_recall_ang"] < 1e-3, "the stored chains are those of the sample's seed"
