@@ -20,6 +20,11 @@ export WANDB_MODE ?= offline
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 export PYTHONUNBUFFERED ?= 1
+# Ray started by a target gets a token that lives as long as the call; by default Ray would leave one in the home folder.
+ifeq ($(RAY_ADDRESS)$(RAY_AUTH_MODE),)
+export RAY_AUTH_MODE := token
+export RAY_AUTH_TOKEN := $(shell od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+endif
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

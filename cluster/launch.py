@@ -12,6 +12,8 @@ if __name__ == "__main__":
     interpreter.ensure()  # before anything that only the right Python has
 
 import os
+import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +23,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_shards.console import run
+from data_shards.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.spec import PretrainSpec, SmokeSpec
 
+KNOCK_LIMIT_SEC = 10
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -95,6 +99,9 @@ def connected() -> Iterator[dict[str, float]]:
 
     Yields:
         The resources of the whole cluster.
+
+    Raises:
+        InputError: the cluster in RAY_ADDRESS cannot be joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -102,13 +109,27 @@ def connected() -> Iterator[dict[str, float]]:
 
     address = os.environ.get("RAY_ADDRESS")
     if address:  # passed on, so that Ray's own helpers find this cluster where a machine runs several
-        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": {"RAY_ADDRESS": address}})
+        try:
+            _knock(address)  # Ray itself would try for minutes
+            ray.init(address=address, logging_level="warning", runtime_env={"env_vars": {"RAY_ADDRESS": address}})
+        except (OSError, ray.exceptions.AuthenticationError):
+            why = "no cluster answers there, or it asks for an access token that this process does not have"
+            raise InputError(f"cannot join Ray at RAY_ADDRESS={address}: {why}; mend or unset RAY_ADDRESS") from None
     else:
+        if "RAY_AUTH_MODE" not in os.environ:  # a token for this run; Ray would leave one in the home folder, and ask for it ever after
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         ray.init(address="local", include_dashboard=False, logging_level="warning")
     try:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Connect to `host:port` and hang up; other forms of an address are left to Ray."""
+    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_LIMIT_SEC).close()
 
 
 def say(lines: list[str]) -> None:

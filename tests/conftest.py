@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
 }
+if "RAY_AUTH_MODE" not in os.environ:  # a token for this session; Ray would leave one in the home folder
+    ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 for _name, _value in ENVIRONMENT.items():  # before the first import of torch or Ray in any test module
     os.environ.setdefault(_name, _value)
 
