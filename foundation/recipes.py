@@ -44,7 +44,7 @@ def polyconfm_base() -> RunConfig:
 
 
 def polyconfm_large() -> RunConfig:
-    """About 400 M parameters."""
+    """About 500 M parameters."""
     return RunConfig(
         recipe="polyconfm_large",
         objective=PolyConFMConfig.large(),

@@ -6,7 +6,7 @@
         model.safetensors       weights, fp32
         ema.safetensors         their moving average
         optimizer.safetensors   AdamW's moments of every parameter
-    <run>/checkpoints/latest    link to the newest
+    <run>/checkpoints/latest    name of the newest, for people and scripts
 
 Tensors are whole, whatever the number of ranks and the ZeRO stage that wrote them, so a run may go on with others. Nothing is pickled.
 Noise and order are functions of the seed and samples_seen, so there is no generator to save.
@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_shards.manifest import write_atomic
 from foundation.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def save(run: Path, state: TrainState, engine: Engine, ema: EMA, *, keep_last: i
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before it could log this step
         os.replace(aside, final)
         _flush(final.parent)
-        _link_latest(final)
+        write_atomic(final.parent / LATEST, f"{final.name}\n".encode())
         for old in committed(run)[:-keep_last]:
             shutil.rmtree(old)
 
@@ -197,13 +198,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _link_latest(final: Path) -> None:
-    aside = final.parent / f".{LATEST}.writing"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(final.name)
-    os.replace(aside, final.parent / LATEST)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- resume

@@ -1,4 +1,4 @@
-"""One small set of real shards, and the training command as a user calls it."""
+"""One small set of real shards, the training command as a user calls it, and the same training inside this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from foundation.config import RunConfig, apply_overrides
+from foundation.recipes import get_recipe
+
 TRAIN = ("*CC(*)C", "*CCO*", "*CC(*)Cl", "*O[Si](*)(C)C", "*CC(*)C#N", "*C=CCC*", "*CC(*)O", "*OC(C)C(*)=O", "*CC(*)F", "*CC(*)OC")
 SMALL = (
     "data.token_budget=250",
@@ -24,8 +27,10 @@ SMALL = (
     "objective.orientation_layers=1",
     "train.num_threads=1",
     "train.num_val_batches=2",
+    "train.lr=0.01",
     "track.wandb=false",
 )
+STEPS = ("train.num_steps=12", "train.checkpoint_every=3", "train.validate_every=4")
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +47,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(out)
 
 
+def small(*overrides: str) -> RunConfig:
+    """A model small enough for tests, with the recipe's structure."""
+    return apply_overrides(get_recipe("polyconfm_tiny"), [*SMALL, *overrides])
+
+
 def command(shards: str, out: Path, *overrides: str) -> list[str]:
     """Arguments of ``python`` for the training command."""
     return ["-m", "foundation.pretrain", "--recipe", "polyconfm_tiny", "--shards", shards, "--out", str(out), *SMALL, *overrides]
+
+
+def torchrun(ranks: int) -> list[str]:
+    """Arguments of ``python`` that start what follows on several ranks."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
 
 
 @pytest.fixture
@@ -52,27 +70,24 @@ def pretrain(shards: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the training command to its end on one or more ranks."""
 
     def call(out: Path, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-        launcher = [sys.executable]
-        if ranks > 1:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
-            return subprocess.run(
-                [*launcher, *command(shards, out, *overrides)], capture_output=True, text=True, check=False, env=environment()
-            )
+        launcher = [sys.executable, *(torchrun(ranks) if ranks > 1 else [])]
         return subprocess.run(
-            [*launcher, *command(shards, out, *overrides)], capture_output=True, text=True, check=False, env=environment()
+            [*launcher, *command(shards, out, *overrides)], capture_output=True, text=True, check=False, env=environment(), timeout=280
         )
 
     return call
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def losses(run: Path) -> list[tuple[int, float, float | None]]:
     """(step, training loss, validation loss) of every line of metrics.jsonl."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["train/loss"], row.get("val/loss")) for row in rows]
+
+
+def curve(run: Path) -> list[float]:
+    """Training loss of every step."""
+    return [loss for _, loss, _ in losses(run)]
