@@ -157,13 +157,16 @@ def score_of_rotation(rot_rel: Tensor, sigma: Tensor) -> Tensor:
 
 
 TABLE_SIGMA = (0.01, 4.0)
-TABLE_ROWS, TABLE_COLUMNS = 768, 1024
+TABLE_ROWS, TABLE_COLUMNS = 384, 256
 ANGLE_REACH = 10.0  # standard deviations that a table row spans, at most pi
 
 
 @cache
 def _tables(device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """log sigma (rows,), cumulative distribution of the angle (rows, columns + 1), log sqrt(E|s|^2 / 3) (rows,)."""
+    """log sigma (rows,), cumulative distribution of the angle (rows, columns + 1), log sqrt(E|s|^2 / 3) + sigma^2 (rows,).
+
+    The added sigma^2 is the decay at large sigma: what is left is nearly straight between rows.
+    """
     log_sigma = torch.linspace(math.log(TABLE_SIGMA[0]), math.log(TABLE_SIGMA[1]), TABLE_ROWS, dtype=torch.float64, device=device)
     sigma = log_sigma.exp()[:, None]
     cell = _reach(sigma) / TABLE_COLUMNS
@@ -177,7 +180,7 @@ def _tables(device: str) -> tuple[Tensor, Tensor, Tensor]:
         mass += piece
         norm += (piece * dlog_density(omega, sigma).square()).sum(-1)
     cdf = torch.cat([torch.zeros_like(sigma), mass.cumsum(-1)], -1)
-    return log_sigma, cdf / cdf[:, -1:], (norm / 3).sqrt().log()
+    return log_sigma, cdf / cdf[:, -1:], (norm / 3).sqrt().log() + sigma[:, 0].square()
 
 
 def _reach(sigma: Tensor) -> Tensor:
@@ -187,21 +190,25 @@ def _reach(sigma: Tensor) -> Tensor:
 def _table_place(sigma: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
     place = (sigma.log() - log_sigma[0]) / (log_sigma[1] - log_sigma[0])
     row = place.floor().clamp(0, TABLE_ROWS - 2).long()
-    return row, (place - row).clamp(0, 1)
+    return row, place - row
 
 
 def score_norm(sigma: Tensor) -> Tensor:
-    """sqrt(E |s|^2 / 3) under the distribution itself: (...,) sigma in [0.01, 4] -> (...,) 1 / rad, same dtype."""
+    """sqrt(E |s|^2 / 3) under the distribution itself: (...,) sigma > 0 -> (...,) 1 / rad, same dtype.
+
+    Off the table it continues as 1 / sigma below and as exp(-sigma^2) above, which is what it is there.
+    """
     log_sigma, _, log_norm = _tables(str(sigma.device))
-    row, blend = _table_place(sigma.double(), log_sigma)
-    return torch.lerp(log_norm[row], log_norm[row + 1], blend).exp().to(sigma.dtype)
+    s = sigma.double()
+    row, blend = _table_place(s, log_sigma)
+    return (torch.lerp(log_norm[row], log_norm[row + 1], blend) - s.square()).exp().to(sigma.dtype)
 
 
 def sample_angle(sigma: Tensor, rng: torch.Generator) -> Tensor:
     """Rotation angles by inversion of the tabulated distribution, one for every sigma.
 
     Args:
-        sigma: (...,) in [0.01, 4].
+        sigma: (...,) > 0.
         rng: draws happen on its device.
 
     Returns:
@@ -210,6 +217,7 @@ def sample_angle(sigma: Tensor, rng: torch.Generator) -> Tensor:
     s = sigma.double()
     log_sigma, cdf, _ = _tables(str(s.device))
     row, blend = _table_place(s, log_sigma)
+    blend = blend.clamp(0, 1)  # below the table angles scale with sigma, above it they are uniform
     u = torch.rand(s.shape, generator=rng, device=rng.device, dtype=torch.float64).to(s.device)
     low, high = torch.zeros_like(row), torch.full_like(row, TABLE_COLUMNS)
     for _ in range(TABLE_COLUMNS.bit_length() - 1):  # bisection for the cell that holds u

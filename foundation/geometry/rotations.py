@@ -26,6 +26,7 @@ def exp_so3(v: Tensor) -> Tensor:
     Returns:
         (..., 3, 3).
     """
+    dtype, v = v.dtype, v.double()  # so that columns are orthonormal to the last float32 digit
     square = (v * v).sum(-1)
     small = square < SMALL_ANGLE_SQ
     angle = torch.where(small, 1.0, square).sqrt()
@@ -33,7 +34,7 @@ def exp_so3(v: Tensor) -> Tensor:
     versine = torch.where(small, 0.5 - square / 24 * (1 - square / 30 * (1 - square / 56)), 2 * ((angle / 2).sin() / angle) ** 2)
     k = skew(v)
     eye = torch.eye(3, dtype=v.dtype, device=v.device)
-    return eye + sinc[..., None, None] * k + versine[..., None, None] * product(k, k)
+    return (eye + sinc[..., None, None] * k + versine[..., None, None] * product(k, k)).to(dtype)
 
 
 @full_precision

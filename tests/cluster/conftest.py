@@ -12,9 +12,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +37,12 @@ class Head:
     """A running head and the project that it was started in."""
 
     project: Path
+    scratch: Path  # Ray's folder; every process of this head names it or descends from one that does
     environment: dict[str, str] = field(repr=False)
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of this head and of its jobs."""
+        return processes_of(self.scratch)
 
     def submit(self, *arguments: str) -> Job:
         """`ray job submit ARGUMENTS` from the project root; waits for the end."""
@@ -51,6 +58,18 @@ class Head:
             timeout=JOB_LIMIT_SEC,
         )
         return Job(done.returncode, done.stdout)
+
+
+def processes_of(scratch: Path) -> list[psutil.Process]:
+    """Processes that name a folder in their arguments, and everything below them."""
+    roots = [p for p in psutil.process_iter(["cmdline"]) if str(scratch) in " ".join(p.info["cmdline"] or [])]
+    found = {p.pid: p for p in roots}
+    for process in roots:
+        try:
+            found |= {p.pid: p for p in process.children(recursive=True)}
+        except psutil.NoSuchProcess:
+            continue
+    return list(found.values())
 
 
 def free_ports(count: int) -> list[int]:
@@ -77,8 +96,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def head(project: Path) -> Iterator[Head]:
     """Two CPUs, free ports, a token of its own, nothing in the home folder; gone at the end of the session."""
-    import psutil
-
     port, dashboard, agent, client = free_ports(4)
     scratch = Path(tempfile.mkdtemp(prefix="ray"))  # short: it holds sockets, whose paths have a limit
     token = secrets.token_hex(16)
@@ -101,15 +118,14 @@ def head(project: Path) -> Iterator[Head]:
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_until_up(address, process, scratch / "head.log")
-        yield Head(project, {**environment, "RAY_ADDRESS": address})
+        yield Head(project, scratch, {**environment, "RAY_ADDRESS": address})
     finally:
-        mine = [process.pid] + [p.pid for p in psutil.process_iter(["cmdline"]) if str(scratch) in " ".join(p.info["cmdline"] or [])]
-        below = [child for pid in mine if psutil.pid_exists(pid) for child in psutil.Process(pid).children(recursive=True)]
-        family = {p.pid: p for p in [*(psutil.Process(pid) for pid in mine if psutil.pid_exists(pid)), *below]}
+        family = processes_of(scratch)
         process.terminate()
-        _, left = psutil.wait_procs(list(family.values()), timeout=STOP_LIMIT_SEC)
+        _, left = psutil.wait_procs(family, timeout=STOP_LIMIT_SEC)
         for survivor in left:
-            survivor.kill()
+            with suppress(psutil.NoSuchProcess):
+                survivor.kill()
         process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -40,7 +40,7 @@ def brute_force(omega: Tensor, sigma: float, levels: int = 2000) -> tuple[Tensor
 
 @pytest.mark.parametrize("t", [0.01, 0.1, 0.25, 0.5, 1.0])
 def test_angle_density_integrates_to_one(t: float) -> None:
-    omega = (torch.arange(20_000, dtype=F64) + 0.5) / 20_000 * math.pi
+    omega = (torch.arange(2000, dtype=F64) + 0.5) / 2000 * math.pi
     density = igso3.angle_density(omega, SCHEDULE.sigma(torch.tensor(t, dtype=F64)))
     assert abs(density.mean().item() * math.pi - 1) < 1e-5
 
@@ -49,7 +49,7 @@ def test_golden_table() -> None:
     t, sigma, g, mean_angle, norm = GOLDEN.unbind(1)
     assert torch.allclose(SCHEDULE.sigma(t), sigma, rtol=1e-4)
     assert torch.allclose(SCHEDULE.g(t), g, rtol=1e-4)
-    omega = (torch.arange(20_000, dtype=F64) + 0.5) / 20_000 * math.pi
+    omega = (torch.arange(2000, dtype=F64) + 0.5) / 2000 * math.pi
     density = igso3.angle_density(omega, SCHEDULE.sigma(t)[:, None])
     assert torch.allclose((density * omega).mean(-1) * math.pi, mean_angle, rtol=1e-4)
     assert torch.allclose(igso3.score_norm(SCHEDULE.sigma(t)), norm, rtol=1e-4)
@@ -115,29 +115,30 @@ def test_angles_follow_the_distribution(t: float, rng: torch.Generator) -> None:
     rot = igso3.sample((100_000,), sigma, rng)
     rotvec = log_so3(rot)
     angle = rotvec.norm(dim=-1).sort().values
-    grid = torch.linspace(0, math.pi, 40_001, dtype=F64)
+    grid = torch.linspace(0, math.pi, 4001, dtype=F64)
     density = igso3.angle_density(grid, sigma)
     cdf = torch.cat([torch.zeros(1, dtype=F64), torch.cumulative_trapezoid(density, grid)])
     empirical = torch.arange(1, 100_001, dtype=F64) / 100_000
-    assert (cdf[torch.searchsorted(grid, angle).clamp(max=40_000)] - empirical).abs().max() < 0.01
+    assert (cdf[torch.searchsorted(grid, angle).clamp(max=4000)] - empirical).abs().max() < 0.01
     assert (rotvec / rotvec.norm(dim=-1, keepdim=True)).mean(0).abs().max() < 0.01
 
 
 def test_table_inversion_is_accurate_between_rows() -> None:
     """Quantiles of one draw equal those of the exact distribution, for sigmas off the table's rows."""
-    sigma = torch.tensor([0.0123, 0.0771, 0.31234, 0.98765, 1.41421, 2.71828], dtype=F64).repeat_interleave(1000)
-    u = torch.rand(6000, generator=torch.Generator().manual_seed(3), dtype=F64)
+    sigma = torch.tensor([0.0042, 0.0123, 0.0771, 0.31234, 0.98765, 1.41421, 2.71828], dtype=F64).repeat_interleave(60)
+    u = torch.rand(420, generator=torch.Generator().manual_seed(3), dtype=F64)
     angle = igso3.sample_angle(sigma, torch.Generator().manual_seed(3))
-    fine = (torch.arange(4000, dtype=F64) + 0.5) / 4000 * angle[:, None]
+    fine = (torch.arange(1000, dtype=F64) + 0.5) / 1000 * angle[:, None]
     exact = igso3.angle_density(fine, sigma[:, None]).mean(-1) * angle
-    assert (exact - u).abs().max() < 1e-4
+    assert (exact - u).abs().max() < 3e-4
 
 
 def test_score_norm_is_the_second_moment(rng: torch.Generator) -> None:
-    sigma = torch.tensor([0.0123, 0.2, 0.77, 1.2345, 2.2], dtype=F64)
-    omega = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000 * math.pi
+    sigma = torch.tensor([0.0123, 0.2, 0.77, 1.2345, 2.2, 5.0], dtype=F64)
+    omega = (torch.arange(4000, dtype=F64) + 0.5) / 4000 * math.pi
     moment = (igso3.angle_density(omega, sigma[:, None]) * igso3.dlog_density(omega, sigma[:, None]) ** 2).mean(-1) * math.pi
-    assert torch.allclose(igso3.score_norm(sigma), (moment / 3).sqrt(), rtol=1e-4)
+    assert torch.allclose(igso3.score_norm(sigma), (moment / 3).sqrt(), rtol=1e-4, atol=0)
+    assert igso3.score_norm(torch.tensor(0.001)).item() == pytest.approx(1000, rel=1e-4)
 
 
 def test_noise_commutes_with_turning_the_world(rng: torch.Generator) -> None:
@@ -178,7 +179,7 @@ def test_oracle_score_finds_a_known_rotation_from_uniform_starts(rng: torch.Gene
 def test_oracle_score_of_two_rotations_recovers_their_weights(stepper: str, rng: torch.Generator) -> None:
     targets, weight = random_rotations((2,), rng), torch.tensor([0.7, 0.3])
     assert geodesic_angle(*targets) > 1
-    rot = igso3.uniform((3000,), rng)
+    rot = igso3.uniform((2000,), rng)
     sigmas = SO3Schedule(0.05, 3.0).sigma(torch.linspace(1, 0, 81))
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
         relative = log_so3(product(targets.transpose(-1, -2), rot[:, None]))  # (P, 2, 3)
@@ -191,7 +192,9 @@ def test_oracle_score_of_two_rotations_recovers_their_weights(stepper: str, rng:
     nearest = distance.min(-1)
     assert (nearest.indices == 0).float().mean().item() == pytest.approx(0.7, abs=0.03)
     expected = igso3.sample_angle(torch.full((3000,), 0.05), rng).mean()
-    assert nearest.values.mean().item() == pytest.approx(expected.item(), rel=0.1)
+    assert nearest.values.mean().item() == pytest.approx(
+        expected.item(), rel=0.1 if stepper == "sde" else 0.2
+    )  # Euler at 80 steps; 2 % off at 320
 
 
 def test_uniform_prior(rng: torch.Generator) -> None:

@@ -17,7 +17,7 @@ SIGMAS = [0.01, 0.0314, 0.1, 0.3, 0.5, 1.0, 1.5, 1.999, 2.0, math.pi, 2 * math.p
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_density_integrates_to_one(sigma: float) -> None:
-    x = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000 * 2 * math.pi - math.pi
+    x = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000 * 2 * math.pi - math.pi
     density = torus.log_density(x, torch.tensor(sigma, dtype=torch.float64)).exp()
     assert abs(density.mean().item() * 2 * math.pi - 1) < 1e-6
 
@@ -53,7 +53,7 @@ def test_no_nan_at_the_smallest_noise() -> None:
 
 def test_norm_is_the_second_moment_of_the_score_at_every_sigma() -> None:
     sigma = torch.logspace(math.log10(0.01), math.log10(2 * math.pi * 1.2), 60, dtype=torch.float64)
-    x = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000 * 2 * math.pi - math.pi
+    x = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000 * 2 * math.pi - math.pi
     moment = [(torus.log_density(x, s).exp() * torus.score(x, s) ** 2).mean() * 2 * math.pi for s in sigma]
     assert (torus.score_norm_sq(sigma) / torch.stack(moment) - 1).abs().max() < 1e-5
 
