@@ -85,7 +85,7 @@ format: $(STAMP)  ## rewrite the files the way lint wants them
 	$(PY) -m ruff format .
 
 bench: $(STAMP)  ## run every benchmark once; results go to runs/bench
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file --out runs/bench || exit 1; done
+	$(PY) -m benchmarks.grow --out runs/bench
 
 clean:  ## remove caches and runs/demo; keeps .venv, shards/ and other runs
 	rm -rf runs/demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
