@@ -201,7 +201,8 @@ def score_norm(sigma: Tensor) -> Tensor:
     log_sigma, _, log_norm = _tables(str(sigma.device))
     s = sigma.double()
     row, blend = _table_place(s, log_sigma)
-    return (torch.lerp(log_norm[row], log_norm[row + 1], blend) - s.square()).exp().to(sigma.dtype)
+    norm = (torch.lerp(log_norm[row], log_norm[row + 1], blend) - s.square()).exp()
+    return torch.where(s < TABLE_SIGMA[0], 1 / s, norm).to(sigma.dtype)
 
 
 def sample_angle(sigma: Tensor, rng: torch.Generator) -> Tensor:
