@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foundation.batch import Condition
+from foundation.batch import Condition, to_dense, to_packed
 from foundation.geometry.frames import gram_schmidt, local_coordinates, unit_frames
 from foundation.geometry.precision import full_precision
 from foundation.geometry.rigid import Rigid, segmented_scan
@@ -132,7 +132,8 @@ def decompose(x_chain_ang: Tensor, layout: ChainLayout, key_slot: Tensor, frame_
 def overlap_translations(world_from_unit: Tensor, x_unit_ang: Tensor, key_slot: Tensor, start_mask: Tensor) -> Tensor:
     """Translations that put nbr0 of every unit on star1 of the one before.
 
-    T = 0 at the first unit of a chain, T_i = T_{i-1} + Y_{i-1}[star1] - Y_i[nbr0] with Y = R x: a cumulative sum in float64.
+    T = 0 at the first unit of a chain, T_i = T_{i-1} + Y_{i-1}[star1] - Y_i[nbr0] with Y = R x: a cumulative sum in float64,
+    chain by chain, so that a coordinate that is not finite stays in its chain.
 
     Args:
         world_from_unit: (U, 3, 3) rotations.
@@ -148,8 +149,8 @@ def overlap_translations(world_from_unit: Tensor, x_unit_ang: Tensor, key_slot: 
     turned = rotate(world_from_unit.double()[:, None], take_slots(x_unit_ang, key_slot[:, [STAR1, NBR0]]).double())  # (U, 2, 3)
     step = turned[_previous(start_mask), 0] - turned[:, 1]
     step = torch.where(start_mask[:, None], 0.0, step)
-    total = step.cumsum(0)
-    return total - total[_chain_start(start_mask)]
+    ptr = torch.cat([start_mask.nonzero()[:, 0], start_mask.new_full((1,), len(start_mask), dtype=torch.int64)])
+    return to_packed(to_dense(step, ptr, int(ptr.diff().max())).cumsum(1), ptr)
 
 
 @full_precision
@@ -276,9 +277,3 @@ def _next(end_mask: Tensor) -> Tensor:
     """(U,) index of the unit after; a last unit names itself."""
     position = torch.arange(len(end_mask), device=end_mask.device)
     return torch.where(end_mask, position, position + 1)
-
-
-def _chain_start(start_mask: Tensor) -> Tensor:
-    """(U,) index of the first unit of every unit's chain."""
-    position = torch.arange(len(start_mask), device=start_mask.device)
-    return torch.where(start_mask, position, 0).cummax(0).values

@@ -16,7 +16,7 @@ from foundation.nn.parity import Graded
 from foundation.objectives import build_objective
 from foundation.objectives.base import Samples
 from foundation.objectives.polyconfm.config import PolyConFMConfig
-from tests.polyconfm.chains import CHAINS, HEADS, batch_of, rng
+from tests.polyconfm.chains import CHAINS, HEADS, batch_of, model_of, rng
 
 
 def with_seeds(batch: Batch) -> Batch:
@@ -62,10 +62,11 @@ def test_every_pair_of_heads_starts_at_the_zero_predictor_trains_and_samples(hea
     assert first_chain.mean(0).abs().max() < 1e-6
 
 
-def test_a_chain_with_coordinates_that_are_not_finite_is_a_failure_with_a_reason() -> None:
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_chain_with_coordinates_that_are_not_finite_is_a_failure_with_a_reason(heads: tuple[str, str]) -> None:
     torch.manual_seed(0)
     batch = with_seeds(batch_of(CHAINS[:2]))
-    model = build_objective(PolyConFMConfig(local_head="cartesian", ar_steps=1, local_steps=2, orientation_steps=2))
+    model = model_of(*heads, ar_steps=1, local_steps=2, orientation_steps=2)
     broken = replace(batch, handedness=batch.handedness.clone())
     broken.handedness[0] = float("nan")
     samples: Samples = model.sample(broken, 1, rng())

@@ -44,7 +44,8 @@ class LinkTorsionHead(nn.Module):
             (U,), zero at the last unit of a chain.
         """
         joined = condition.has_next
-        after = torch.where(joined, torch.arange(len(joined), device=joined.device) + 1, 0)
+        unit = torch.arange(len(joined), device=joined.device)
+        after = torch.where(joined, unit + 1, unit)
         sides = cat(context, context[after], Graded(phi_rad.cos()[:, None], phi_rad.sin()[:, None]))
         row, column = ragged_coordinates(condition.chain_ptr)
         width = int(condition.num_units.max())
