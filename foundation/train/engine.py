@@ -145,6 +145,8 @@ class Engine:
             group["lr"] = lr
         norm = self._clip_plain() if self.is_plain else None
         self.engine.step()
+        if self.zero_stage == 3:
+            self.optimizer.grad_partitions_flat_buffer.zero_()  # else a parameter that the next step does not reach keeps this gradient
         if norm is None:
             norm = float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else float("nan")
         return Stepped(norm if torch.tensor(norm).isfinite() else None)
