@@ -215,7 +215,8 @@ def seed_shapes(psmiles: str, num: int, seed: int) -> tuple[NDArray[np.float32],
         seed: of embedding and choice.
 
     Returns:
-        (K, n, 3) heavy coordinates, centred, angstrom, and (K, c) handedness. Configurations of the unit take turns.
+        (K, n, 3) heavy coordinates, centred, angstrom, and (K, c) handedness. Configurations of the unit take turns. The bonds to the
+        stars have one length, the mean, in all shapes, so that any two shapes join exactly.
 
     Raises:
         PolymerError: as build_unit and fragment_library.
@@ -228,5 +229,16 @@ def seed_shapes(psmiles: str, num: int, seed: int) -> tuple[NDArray[np.float32],
     rank = np.array([(pattern[:k] == pattern[k]).sum() for k in range(len(pattern))])  # place among the shapes of its configuration
     chosen = order[np.lexsort((pattern, rank))]
     chosen = np.resize(chosen, num)
-    shapes = x_ang[chosen][:, unit.capped.slots]
+    shapes = _one_junction_length(x_ang[chosen][:, unit.capped.slots], unit.topology.key_atoms)
     return (shapes - shapes.mean(axis=1, keepdims=True)).astype(np.float32), signs[chosen]
+
+
+def _one_junction_length(x_ang: NDArray[np.float64], key_atoms: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Stars (of shapes (K, n, 3)) moved along their bonds until both bonds of every shape have the mean length."""
+    star0, nbr0, nbr1, star1 = key_atoms.tolist()
+    stars, inner = x_ang[:, [star0, star1]], x_ang[:, [nbr0, nbr1]]
+    bonds = stars - inner
+    lengths = np.linalg.norm(bonds, axis=-1, keepdims=True)
+    moved = x_ang.copy()
+    moved[:, [star0, star1]] = inner + bonds / lengths * lengths.mean()
+    return moved

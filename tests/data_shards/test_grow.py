@@ -235,6 +235,10 @@ def test_seed_shapes_are_relaxed_shapes_of_every_configuration() -> None:
     np.testing.assert_array_equal(measure_signs(shapes, topology.stereo_centres, topology.stereo_neighbours), signs)
     assert signs[:, 0].tolist() == [1, -1] * 3
     np.testing.assert_array_equal(seed_shapes("*CC(*)c1ccccc1", 6, 3)[0], shapes)
+    star0, nbr0, nbr1, star1 = topology.key_atoms
+    junctions = np.linalg.norm(shapes[:, [star0, star1]] - shapes[:, [nbr0, nbr1]], axis=-1)
+    np.testing.assert_allclose(junctions, junctions[0, 0], atol=1e-5)
+    np.testing.assert_allclose(junctions, 1.53, atol=0.05)
     assert seed_shapes("*C#C*", 3, 0)[0].shape == (3, 4, 3)
     with pytest.raises(InputError, match="num_conformers 0 must be at least 1"):
         seed_shapes("*CC*", 0, 0)
