@@ -233,7 +233,7 @@ def seed_shapes(psmiles: str, num: int, seed: int) -> tuple[NDArray[np.float32],
     return (shapes - shapes.mean(axis=1, keepdims=True)).astype(np.float32), signs[chosen]
 
 
-def _one_junction_length(x_ang: NDArray[np.float64], key_atoms: NDArray[np.int64]) -> NDArray[np.float64]:
+def _one_junction_length(x_ang: NDArray[np.float64], key_atoms: NDArray[np.int32]) -> NDArray[np.float64]:
     """Stars (of shapes (K, n, 3)) moved along their bonds until both bonds of every shape have the mean length."""
     star0, nbr0, nbr1, star1 = key_atoms.tolist()
     stars, inner = x_ang[:, [star0, star1]], x_ang[:, [nbr0, nbr1]]

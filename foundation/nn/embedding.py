@@ -1,4 +1,4 @@
-"""Scalars as features: Fourier features of a noise level, Gaussian radial basis of a distance."""
+"""Scalars as features: Fourier features of a noise level, harmonics of an angle, Gaussian radial basis of a distance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from foundation.nn.parity import Graded
 
 LARGEST_EXPONENT = 40.0  # exp(-40) is 0 beside 1; without the bound denormal numbers make exp and the product after it five times slower
 
@@ -22,6 +24,15 @@ class FourierFeatures(nn.Module):
         frequency = math.pi * 2.0 ** torch.linspace(-2, 5, self.num_frequencies, device=x.device)
         angle = x.float()[..., None] * frequency
         return self.mlp(torch.cat([angle.sin(), angle.cos()], -1))
+
+
+def harmonics(angle_rad: Tensor, num: int) -> Graded:
+    """(...,) angles -> cosines (even) and sines (odd) of 1 to ``num`` times the angle, (..., num) each.
+
+    Barriers of rotation are threefold and sixfold, and a well is some 15 degrees wide: the first harmonic alone cannot say that.
+    """
+    multiple = angle_rad.float()[..., None] * torch.arange(1, num + 1, device=angle_rad.device)
+    return Graded(multiple.cos(), multiple.sin())
 
 
 class RadialBasis(nn.Module):

@@ -112,17 +112,17 @@ class GradedMLP(nn.Module):
 
 
 class OddReadout(nn.Module):
-    """One pseudoscalar from graded features: (..., 1), zero at the start of training."""
+    """One pseudoscalar from graded features: (...,), zero at the start of training."""
 
-    def __init__(self, source: Width, hidden: int) -> None:
+    def __init__(self, source: Width, width: Width) -> None:
         super().__init__()
-        self.odd_in = nn.Linear(source.odd, hidden, bias=False)
-        self.gate = nn.Linear(source.even, hidden)
-        self.out = nn.Linear(hidden, 1, bias=False)
+        self.mix = GradedMLP(source, width, expand=2)
+        self.norm = GradedNorm(width)
+        self.out = nn.Linear(width.odd, 1, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Graded) -> Tensor:
-        return self.out(self.odd_in(x.odd) * F.silu(self.gate(x.even)))
+        return self.out(self.norm(self.mix(x)).odd)[..., 0]
 
 
 def rotary(x: Tensor, position: Tensor) -> Tensor:

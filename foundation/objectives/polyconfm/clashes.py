@@ -1,114 +1,150 @@
 """Remove clashes from sampled chains by redrawing link dihedrals between the clashing units.
 
 A joint sample of N - 1 angles is right locally and blind to units far apart along the chain. The head is asked for a few alternative
-samples at once; where two units clash, a junction between them takes the angle of an alternative sample, and the change stays if the chain
-has fewer clashes. All chains are treated together; the law of the angles is kept up to the selection.
+samples; in every round each chain tries several changes at once, each at one junction between two clashing units, which takes its angle
+from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. All chains are treated
+together; the law of the angles is kept up to the selection.
+
+Source: Madras and Sokal, The pivot algorithm, J. Stat. Phys. 50 (1988) 109. Differs: moves are aimed at clashes and only ever downhill.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, vdw_radii_ang, within_bonds
 from foundation.batch import Condition
-from foundation.geometry.assembly import ChainLayout, assemble_links, chain_coordinates, condition_layout
+from foundation.geometry.assembly import ChainLayout, assemble_links, condition_layout
 
-# Bondi radii, angstrom, of the elements that polymers hold; others 2.0.
-VDW_RADIUS_ANG = {
-    1: 1.20,
-    5: 1.92,
-    6: 1.70,
-    7: 1.55,
-    8: 1.52,
-    9: 1.47,
-    14: 2.10,
-    15: 1.80,
-    16: 1.80,
-    17: 1.75,
-    34: 1.90,
-    35: 1.85,
-    53: 1.98,
-}
-CLASH_FACTOR = 0.8  # of the sum of radii, stricter than the 0.75 that evaluation counts
-FAR_ANG = 1e4  # chains are set apart by this much so that one tree serves them all
+MARGIN_ANG = 0.01  # beyond the distance at which two atoms clash, so that rounding to float32 does not make a clash
+NUM_TRIALS = 8  # changes that a chain tries in one round
+FAR_ANG = 1e6  # chains are set apart by this much so that one tree serves them all
 
 
 def untangle(
-    angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, num_rounds: int, rng: torch.Generator
+    angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor, num_rounds: int, rng: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """Choose among sampled angles so that heavy atoms of units that are not neighbours keep apart.
+    """Choose among sampled angles so that heavy atoms more than three bonds apart do not clash (data_shards.conformers.quality).
+
+    Contacts inside one unit do not depend on the angles and are left out.
 
     Args:
-        angles_rad: (1 + P, U) a sample and P alternatives.
+        angles_rad: (1 + P, U) a sample and P >= 1 alternatives.
         x_unit_ang: (U, A, 3).
-        num_rounds: at most this many assemblies.
+        classes: (B, A, A) pair classes of the unit graphs.
+        num_rounds: at most this many rounds of trials.
 
     Returns:
-        (U,) angles, and {"clashes_before", "clashes_after"} counts of clashing unit pairs.
+        (U,) angles, and {"clashes_before", "clashes_after"}: clashing atom pairs of all chains together.
     """
-    layout = condition_layout(condition)
+    chains = _Chains.of(condition, x_unit_ang, classes)
     chain = condition.unit_chain
-    key, link, start = condition.key_slot[chain], condition.link_slot[chain], condition.unit_position == 0
-    owner, radius = _heavy_atoms(condition, layout)
-
-    def clashes(phi: Tensor) -> tuple[Tensor, Tensor]:
-        world, _ = assemble_links(x_unit_ang, key, link, start, phi)
-        return _clashing_units(chain_coordinates(world, layout), owner, radius, chain)
-
     best = angles_rad[0].clone()
-    first, second = clashes(best)
-    count = torch.bincount(chain[first], minlength=condition.num_chains)
+    everyone = torch.ones(condition.num_chains, dtype=torch.bool, device=chain.device)
+    pairs = torch.stack(chains.clashes(best[None], everyone)[1:])  # (2, P) units first < second
+    count = torch.bincount(chain[pairs[0]], minlength=condition.num_chains)
     before = int(count.sum())
     for _ in range(num_rounds):
-        if len(first) == 0:
+        active = count > 0
+        if not bool(active.any()):
             break
-        # one random junction inside every clashing pair first < second: its index lies in [first, second - 1]
-        span = (second - first).double()
-        at = first + (torch.rand(len(first), generator=rng, device=rng.device).to(span) * span).long().clamp(max=int(span.max()) - 1)
-        lot = torch.rand(condition.num_chains, generator=rng, device=rng.device).to(span.device)
-        chosen = torch.rand(len(at), generator=rng, device=rng.device).to(span.device)
-        # a chain changes one junction a round: that of its clash with the largest lot
-        top = torch.full((condition.num_chains,), -1.0, device=span.device).scatter_reduce(0, chain[at], chosen.float(), "amax")
-        at = at[chosen >= top[chain[at]]]
-        alternative = 1 + (lot[chain[at]] * (len(angles_rad) - 1)).long()
-        trial = best.clone()
-        trial[at] = angles_rad[alternative, at]
-        new_first, new_second = clashes(trial)
-        new_count = torch.bincount(chain[new_first], minlength=condition.num_chains)
-        accepted = new_count <= count
-        best = torch.where(accepted[chain], trial, best)
-        keep_new, keep_old = accepted[chain[new_first]], ~accepted[chain[first]]
-        first, second = torch.cat([new_first[keep_new], first[keep_old]]), torch.cat([new_second[keep_new], second[keep_old]])
-        count = torch.where(accepted, new_count, count)
+        lots = torch.rand(3, NUM_TRIALS, condition.num_chains, generator=rng, device=rng.device).to(best.device)[:, :, active]
+        order = torch.argsort(chain[pairs[0]], stable=True)
+        start = (count.cumsum(0) - count)[active]
+        first, second = pairs[:, order[start + (lots[0] * count[active]).long()]]  # (trials, active chains)
+        junction = first + (lots[1] * (second - first)).long().clamp(max=second - first - 1)
+        alternative = 1 + (lots[2] * (len(angles_rad) - 1)).long()
+        trial = best.expand(NUM_TRIALS, -1).clone()
+        trial[torch.arange(NUM_TRIALS, device=best.device)[:, None], junction] = angles_rad[alternative, junction]
+
+        copy, *found = chains.clashes(trial, active)
+        owner = chain[found[0]]
+        counts = torch.bincount(copy * condition.num_chains + owner, minlength=NUM_TRIALS * condition.num_chains)
+        fewest, chosen = counts.view(NUM_TRIALS, -1).min(0)
+        accepted = active & (fewest <= count)
+        best = torch.where(accepted[chain], trial[chosen[chain], torch.arange(len(chain), device=chain.device)], best)
+        count = torch.where(accepted, fewest, count)
+        fresh = accepted[owner] & (copy == chosen[owner])
+        pairs = torch.cat([pairs[:, ~accepted[chain[pairs[0]]]], torch.stack(found)[:, fresh]], 1)
     return best, {"clashes_before": float(before), "clashes_after": float(count.sum())}
 
 
-def _heavy_atoms(condition: Condition, layout: ChainLayout) -> tuple[Tensor, Tensor]:
-    """(sum of H,) unit that owns each heavy atom, and its radius."""
-    chain = condition.unit_chain
-    atom = layout.atom[layout.owned]
-    unit = torch.arange(len(chain), device=chain.device)[:, None].expand_as(layout.atom)[layout.owned]
-    slot = torch.arange(layout.atom.shape[1], device=chain.device)[None].expand_as(layout.atom)[layout.owned]
-    element = condition.atom_feat[condition.graph_ptr[chain[unit]] + slot, 0]
-    table = torch.full((119,), 2.0, dtype=torch.float64, device=chain.device)
-    table[torch.tensor(list(VDW_RADIUS_ANG))] = torch.tensor(list(VDW_RADIUS_ANG.values()), dtype=torch.float64, device=chain.device)
-    owner, radius = torch.empty_like(atom), torch.empty(len(atom), dtype=torch.float64, device=chain.device)
-    owner[atom], radius[atom] = unit, table[element]
-    return owner, radius
+@dataclass(frozen=True)
+class _Chains:
+    """Chains whose link dihedrals are open: shapes on the device of the model, contacts on the CPU.
+
+    Attributes:
+        unit: (H,) unit of every heavy atom; slot: (H,) its place in the unit.
+        radius_ang: (H,) van der Waals radii.
+        bonded: sorted i * H + j of atom pairs i < j at most three bonds apart.
+    """
+
+    condition: Condition
+    x_unit_ang: Tensor
+    unit: Tensor
+    slot: Tensor
+    radius_ang: NDArray[np.float64]
+    bonded: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, condition: Condition, x_unit_ang: Tensor, classes: Tensor) -> _Chains:
+        layout = condition_layout(condition)
+        chain = condition.unit_chain
+        order = torch.argsort(layout.atom[layout.owned])
+        unit, slot = (index[order] for index in layout.owned.nonzero().T)
+        element = condition.atom_feat[condition.graph_ptr[chain[unit]] + slot, 0]
+        return cls(condition, x_unit_ang, unit, slot, vdw_radii_ang(element.cpu().numpy()), _bonded(layout, classes[chain]))
+
+    def clashes(self, angles_rad: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Clashing atom pairs of the active chains for several choices of angles.
+
+        Args:
+            angles_rad: (R, U).
+            active: (B,) bool; other chains are left out.
+
+        Returns:
+            copy (P,) below R, and (P,) units first < second.
+        """
+        condition, copies = self.condition, len(angles_rad)
+        chain = condition.unit_chain
+        units = active[chain]
+        of_chain, device = chain[units], chain.device
+        shapes, start = self.x_unit_ang[units], condition.unit_position[units] == 0
+        key, link = condition.key_slot[of_chain], condition.link_slot[of_chain]
+        parts = (shapes.repeat(copies, 1, 1), key.repeat(copies, 1), link.repeat(copies, 1), start.repeat(copies))
+        world, _ = assemble_links(*parts, angles_rad[:, units].reshape(-1))
+        row = units.cumsum(0) - 1
+        atom = units[self.unit].nonzero()[:, 0]  # (h,) atoms of active chains
+        x_ang = world.view(copies, len(of_chain), -1, 3)[:, row[self.unit[atom]], self.slot[atom]].cpu().numpy()
+        lane = chain[self.unit[atom]].cpu().numpy() + condition.num_chains * np.arange(copies)[:, None]
+        x_ang = np.nan_to_num(x_ang, nan=0.0, posinf=0.0, neginf=0.0)
+        x_ang[..., 0] += FAR_ANG * lane
+        which, radius = atom.cpu().numpy(), self.radius_ang[atom.cpu().numpy()]
+        reach = 2 * HEAVY_CLASH_FACTOR * float(radius.max()) + MARGIN_ANG
+        i, j = cKDTree(x_ang.reshape(-1, 3)).query_pairs(reach, output_type="ndarray").T  # i < j
+        copy, i, j = i // len(which), i % len(which), j % len(which)
+        distance = np.linalg.norm(x_ang[copy, i] - x_ang[copy, j], axis=1)
+        close = distance < HEAVY_CLASH_FACTOR * (radius[i] + radius[j]) + MARGIN_ANG
+        copy, i, j = copy[close], which[i[close]], which[j[close]]
+        keys = i * len(self.unit) + j
+        place = np.searchsorted(self.bonded, keys).clip(max=len(self.bonded) - 1)
+        units_of = self.unit.cpu().numpy()
+        free = (self.bonded[place] != keys) & (units_of[i] != units_of[j])
+        first, second = np.minimum(units_of[i], units_of[j])[free], np.maximum(units_of[i], units_of[j])[free]
+        return torch.from_numpy(copy[free]).to(device), torch.from_numpy(first).to(device), torch.from_numpy(second).to(device)
 
 
-def _clashing_units(x_ang: Tensor, owner: Tensor, radius: Tensor, chain: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit pairs (first < second, not joined to each other by a bond) with atoms closer than CLASH_FACTOR x the sum of radii."""
-    place = x_ang.detach().cpu().double().numpy() + np.array([FAR_ANG, 0.0, 0.0]) * chain[owner].cpu().numpy()[:, None]
-    place = np.nan_to_num(place, nan=0.0, posinf=0.0, neginf=0.0)
-    radii, units = radius.cpu().numpy(), owner.cpu().numpy()
-    pairs = cKDTree(place).query_pairs(2 * CLASH_FACTOR * float(radii.max()), output_type="ndarray")
-    i, j = pairs[:, 0], pairs[:, 1]
-    apart = np.abs(units[i] - units[j]) > 1
-    i, j = i[apart], j[apart]
-    close = np.linalg.norm(place[i] - place[j], axis=1) < CLASH_FACTOR * (radii[i] + radii[j])
-    found = np.unique(np.sort(np.stack([units[i[close]], units[j[close]]], 1), axis=1), axis=0)
-    both = torch.from_numpy(found).to(owner.device).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+def _bonded(layout: ChainLayout, classes: Tensor) -> NDArray[np.int64]:
+    """Sorted keys i * H + j, i < j, of heavy atoms at most three bonds apart; classes (U, A, A)."""
+    num_atoms = int(layout.heavy_ptr[-1])
+    unit, a, b = ((classes >= 1) & (classes <= 4)).nonzero().T
+    bonds = torch.stack([layout.atom[unit, a], layout.atom[unit, b]], 1).cpu().numpy()
+    near = within_bonds(bonds, num_atoms).tocoo()
+    keys = near.row.astype(np.int64) * num_atoms + near.col
+    return np.sort(keys[near.row <= near.col])

@@ -34,14 +34,15 @@ class PolyConFMConfig(BaseModel):
     low_mask_fraction: float = Field(0.2, ge=0, le=1, description="fraction of chains trained with 15 to 50 % of units masked")
     torsion_sigma_min_rad: float = Field(0.0314, gt=0, description="smallest noise on angles, rad")
     torsion_sigma_max_rad: float = Field(3.14159, gt=0, description="largest noise on angles, rad; the prior is uniform")
+    num_harmonics: int = Field(8, ge=1, description="multiples of an angle that the torsion heads see")
     bond_weight: float = Field(1.0, ge=0, description="cartesian head: weight of the squared bond and 1-3 distance error, 1 / angstrom^2")
     ar_steps: int = Field(8, ge=1, description="autoregressive steps at sampling")
     local_steps: int = Field(20, ge=1, description="solver steps of the local head")
     orientation_steps: int = Field(30, ge=1, description="solver steps of the orientation head")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale of the local head; 1 = off")
     project_shared_bond: bool = Field(True, description="so3 head: move rotations to the nearest that satisfy both overlaps")
-    clash_rounds: int = Field(60, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
-    clash_proposals: int = Field(6, ge=1, description="proposals a chain and round")
+    clash_rounds: int = Field(200, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
+    clash_proposals: int = Field(6, ge=1, description="further draws of the link dihedrals from which clashing junctions take theirs")
 
     @model_validator(mode="after")
     def _relations(self) -> Self:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from foundation.encoders.unit import UnitGeometry
 from foundation.geometry import torus
 from foundation.geometry.torsions import rotate_torsions, torsion_angles
-from foundation.nn.embedding import FourierFeatures
+from foundation.nn.embedding import FourierFeatures, harmonics
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, OddReadout, Width, cat
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.view import UnitView
@@ -30,7 +30,8 @@ class TorsionalHead(nn.Module):
         self.condition = GradedLinear(width, width)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.local_layers))
         self.norm = GradedNorm(width)
-        self.readout = OddReadout(Width(4 * width.even + 1, 4 * width.odd + 1), config.width)
+        self.num_harmonics = config.num_harmonics
+        self.readout = OddReadout(Width(4 * width.even + self.num_harmonics, 4 * width.odd + self.num_harmonics), width)
 
     def forward(self, x_ang: Tensor, sigma_rad: Tensor, view: UnitView, z: Graded) -> Tensor:
         """Score / sqrt(E score^2).
@@ -52,8 +53,8 @@ class TorsionalHead(nn.Module):
         h = self.norm(h)
         row = torch.arange(len(x_ang), device=x_ang.device)[:, None]
         four = [h[row, view.torsion_slot[..., k]] for k in range(4)]  # (M, T, .) each
-        angle = torsion_angles(x_ang, view.torsion_slot, view.torsion_mask)[..., None]
-        score = self.readout(cat(*four, Graded(angle.cos(), angle.sin())))[..., 0]
+        angle = torsion_angles(x_ang, view.torsion_slot, view.torsion_mask)
+        score = self.readout(cat(*four, harmonics(angle, self.num_harmonics)))
         return score.float() * view.torsion_mask
 
     def loss(self, x_ang: Tensor, view: UnitView, z: Graded, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -162,22 +162,32 @@ class PolyConFM(nn.Module):
         x_unit, tokens = self.sample_units(condition, known, rng)
         everything = torch.ones(len(condition.unit_chain), dtype=torch.bool, device=x_unit.device)
         context, _ = self.trunk.encode(tokens, known.klass, condition, everything)
-        key = condition.key_slot[condition.unit_chain]
-        link = condition.link_slot[condition.unit_chain]
+        key, link = condition.key_slot[condition.unit_chain], condition.link_slot[condition.unit_chain]
         start = condition.unit_position == 0
         info: dict[str, float] = {}
-        if self.config.orientation_head == "torsion":
-            angles = torch.stack([self.orientation_head.sample(condition, context, rng) for _ in range(1 + self.config.clash_proposals)])
-            phi, info = untangle(angles, x_unit, condition, self.config.clash_rounds, rng)
-            x_world, _ = assemble_links(x_unit, key, link, start, phi)
-        else:
-            rot = self.orientation_head.sample(condition, x_unit, context, rng)
-            x_world = assemble_overlap(rot, x_unit, key, start)
+        if self.config.orientation_head == "so3" and not self.config.project_shared_bond:
+            x_world = assemble_overlap(self.orientation_head.sample(condition, x_unit, context, rng), x_unit, key, start)
             phi = link_dihedrals(x_world, key, link, start)
+        else:
+            num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
+            draws = torch.stack([self.draw_links(condition, x_unit, context, rng) for _ in range(num_draws)])
+            phi = draws[0]
+            if self.config.clash_rounds:
+                phi, info = untangle(draws, x_unit, condition, known.graphs.classes, self.config.clash_rounds, rng)
+            x_world, _ = assemble_links(x_unit, key, link, start, phi)
         layout = condition_layout(condition)
         x_ang = chain_coordinates(x_world, layout)
         x_ang, failures = _centre(x_ang, layout.heavy_ptr)
         return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi.float(), info)
+
+    def draw_links(self, condition: Condition, x_unit_ang: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+        """(U,) link dihedrals of every chain, drawn jointly; rotations that satisfy both overlaps are given by them."""
+        if self.config.orientation_head == "torsion":
+            return self.orientation_head.sample(condition, context, rng)
+        key, link = condition.key_slot[condition.unit_chain], condition.link_slot[condition.unit_chain]
+        start = condition.unit_position == 0
+        rot = self.orientation_head.sample(condition, x_unit_ang, context, rng)
+        return link_dihedrals(assemble_overlap(rot, x_unit_ang, key, start), key, link, start).float()
 
     def sample_units(self, condition: Condition, known: Known, rng: torch.Generator) -> tuple[Tensor, Graded]:
         """(U, A, 3) unit shapes and (U, .) their tokens, generated in random order, the units of a step at once."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.geometry import torus
-from foundation.nn.embedding import FourierFeatures
+from foundation.nn.embedding import FourierFeatures, harmonics
 from foundation.nn.parity import Block, Graded, GradedMLP, GradedNorm, OddReadout, Width, cat, key_bias
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
@@ -26,11 +26,13 @@ class LinkTorsionHead(nn.Module):
             config.torsion_sigma_max_rad,
             config.orientation_steps,
         )
-        self.join = GradedMLP(Width(2 * width.even + 1, 2 * width.odd + 1), width, expand=2)
+        self.num_harmonics = config.num_harmonics
+        sides = Width(2 * width.even + self.num_harmonics, 2 * width.odd + self.num_harmonics)
+        self.join = GradedMLP(sides, width, expand=2)
         self.noise = FourierFeatures(width.even)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
         self.norm = GradedNorm(width)
-        self.readout = OddReadout(Width(3 * width.even + 1, 3 * width.odd + 1), config.width)
+        self.readout = OddReadout(Width(width.even + sides.even, width.odd + sides.odd), width)
 
     def forward(self, phi_rad: Tensor, sigma_rad: Tensor, context: Graded, condition: Condition) -> Tensor:
         """Score / sqrt(E score^2) of every junction.
@@ -46,7 +48,7 @@ class LinkTorsionHead(nn.Module):
         joined = condition.has_next
         unit = torch.arange(len(joined), device=joined.device)
         after = torch.where(joined, unit + 1, unit)
-        sides = cat(context, context[after], Graded(phi_rad.cos()[:, None], phi_rad.sin()[:, None]))
+        sides = cat(context, context[after], harmonics(phi_rad, self.num_harmonics))
         row, column = ragged_coordinates(condition.chain_ptr)
         width = int(condition.num_units.max())
         h = Graded(*(t.new_zeros(condition.num_chains, width, t.shape[-1]).index_put((row, column), t) for t in self.join(sides)))
@@ -58,7 +60,7 @@ class LinkTorsionHead(nn.Module):
         for block in self.blocks:
             h = block(h, bias, position, given)
         h = self.norm(h)[row, column]
-        return self.readout(cat(h, sides))[:, 0].float() * joined
+        return self.readout(cat(h, sides)).float() * joined
 
     def loss(
         self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator
