@@ -1,0 +1,69 @@
+"""Untangling: chains come out without clashes, with angles that were drawn, and nothing else changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data_shards.chem.repeat_unit import build_unit
+from data_shards.conformers.quality import find_clashes, vdw_radii_ang
+from data_shards.schema import chain_bonds, chain_elements
+from foundation.batch import to_dense
+from foundation.encoders.unit import pair_classes
+from foundation.geometry.assembly import assemble_links, chain_coordinates, condition_layout
+from foundation.objectives.polyconfm.clashes import untangle
+from tests.polyconfm.chains import batch_of, rng
+
+CHAINS = (("*CC(*)c1ccccc1", 40), ("*C*", 100), ("*Oc1ccc(CC(*)=O)cc1", 3), ("*O[Si](*)(C)C", 1))
+
+
+def clashes_of(phi: torch.Tensor) -> list[int]:
+    """Clashing pairs between different units of every chain, as the evaluation counts them."""
+    batch = batch_of(CHAINS)
+    x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
+    chain, layout = batch.unit_chain, condition_layout(batch)
+    world, _ = assemble_links(x_unit, batch.key_slot[chain], batch.link_slot[chain], batch.unit_position == 0, phi)
+    x_ang = chain_coordinates(world, layout).numpy()
+    unit = torch.arange(len(chain))[:, None].expand_as(layout.atom)[layout.owned][torch.argsort(layout.atom[layout.owned])].numpy()
+    counts = []
+    for k, (psmiles, num_units) in enumerate(CHAINS):
+        topology = build_unit(psmiles).topology
+        rows = slice(int(layout.heavy_ptr[k]), int(layout.heavy_ptr[k + 1]))
+        radii = vdw_radii_ang(chain_elements(topology, num_units))
+        pairs = find_clashes(x_ang[rows], radii, chain_bonds(topology, num_units)[0])
+        counts.append(int((unit[rows][pairs[:, 0]] != unit[rows][pairs[:, 1]]).sum()))
+    return counts
+
+
+def untangled(angles: torch.Tensor, rounds: int, seed: int = 0) -> tuple[torch.Tensor, dict[str, float]]:
+    batch = batch_of(CHAINS)
+    x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
+    return untangle(angles, x_unit, batch, pair_classes(batch), rounds, rng(seed))
+
+
+def draws() -> torch.Tensor:
+    """The angles of whole chains, each time shaken so that units far apart collide."""
+    links = batch_of(CHAINS).link_dihedral_rad
+    return links + 0.6 * torch.randn(9, len(links), generator=rng(3))
+
+
+def test_shaken_chains_come_out_without_clashes_and_every_angle_was_drawn() -> None:
+    angles = draws()
+    before = clashes_of(angles[0])
+    assert sum(before) >= 6, "the case must be hard"
+    phi, info = untangled(angles, 200)
+    assert clashes_of(phi) == [0, 0, 0, 0]
+    assert info["clashes_before"] >= sum(before)
+    assert info["clashes_after"] == 0
+    assert (phi[None] == angles).any(0).all()
+    assert torch.equal(phi, untangled(angles, 200)[0])
+
+
+def test_a_round_never_adds_a_clash_and_whole_chains_are_left_alone() -> None:
+    angles = draws()
+    counts = np.array([clashes_of(untangled(angles, rounds)[0]) for rounds in (0, 3, 10, 30)])
+    assert (np.diff(counts, axis=0) <= 1).all(), "an atom pair may cross the margin, no more"
+    batch = batch_of(CHAINS)
+    phi, info = untangled(torch.stack([batch.link_dihedral_rad, angles[0]]), 20)
+    assert torch.equal(phi, batch.link_dihedral_rad)
+    assert info == {"clashes_before": 0.0, "clashes_after": 0.0}
