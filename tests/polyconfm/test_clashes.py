@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -17,8 +19,8 @@ from tests.polyconfm.chains import batch_of, rng
 CHAINS = (("*CC(*)c1ccccc1", 40), ("*C*", 100), ("*Oc1ccc(CC(*)=O)cc1", 3), ("*O[Si](*)(C)C", 1))
 
 
-def clashes_of(phi: torch.Tensor) -> list[int]:
-    """Clashing pairs between different units of every chain, as the evaluation counts them."""
+def clashes_of(phi: torch.Tensor, farthest: int = 1000) -> list[int]:
+    """Clashing atom pairs of units 1 to ``farthest`` places apart, for every chain, as the evaluation counts them."""
     batch = batch_of(CHAINS)
     x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
     chain, layout = batch.unit_chain, condition_layout(batch)
@@ -31,7 +33,8 @@ def clashes_of(phi: torch.Tensor) -> list[int]:
         rows = slice(int(layout.heavy_ptr[k]), int(layout.heavy_ptr[k + 1]))
         radii = vdw_radii_ang(chain_elements(topology, num_units))
         pairs = find_clashes(x_ang[rows], radii, chain_bonds(topology, num_units)[0])
-        counts.append(int((unit[rows][pairs[:, 0]] != unit[rows][pairs[:, 1]]).sum()))
+        apart = np.abs(unit[rows][pairs[:, 0]] - unit[rows][pairs[:, 1]])
+        counts.append(int(((apart >= 1) & (apart <= farthest)).sum()))
     return counts
 
 
@@ -67,3 +70,12 @@ def test_a_round_never_adds_a_clash_and_whole_chains_are_left_alone() -> None:
     phi, info = untangled(torch.stack([batch.link_dihedral_rad, angles[0]]), 20)
     assert torch.equal(phi, batch.link_dihedral_rad)
     assert info == {"clashes_before": 0.0, "clashes_after": 0.0}
+
+
+def test_neighbours_part_at_once_where_a_draw_allows_it() -> None:
+    links = batch_of(CHAINS).link_dihedral_rad
+    bad = (2 * torch.rand(3, len(links), generator=rng(1)) - 1) * math.pi
+    assert sum(clashes_of(bad[0], 1)) > 20
+    phi, _ = untangled(torch.cat([bad, links[None]]), 1)
+    assert sum(clashes_of(phi, 1)) <= 2, "one pivot move may bring a pair back"
+    assert (phi[None] == bad).any(0).sum() > 60, "good draws are kept"

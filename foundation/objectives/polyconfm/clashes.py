@@ -1,9 +1,10 @@
 """Remove clashes from sampled chains by redrawing link dihedrals between the clashing units.
 
-A joint sample of N - 1 angles is right locally and blind to units far apart along the chain. The head is asked for a few alternative
-samples; in every round each chain tries several changes at once, each at one junction between two clashing units, which takes its angle
-from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. All chains are treated
-together; the law of the angles is kept up to the selection.
+The head is asked for a few alternative samples of the N - 1 angles of every chain. First each junction takes the first of them at which its
+two units do not touch each other, all junctions at once: rejection sampling. What is left are units further apart along the chain, to
+which a joint sample is blind. In every round each chain tries several changes, each at one junction between two clashing units, which
+takes its angle from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. All
+chains are treated together; the law of the angles is kept up to the selection.
 
 Source: Madras and Sokal, The pivot algorithm, J. Stat. Phys. 50 (1988) 109. Differs: moves are aimed at clashes and only ever downhill.
 """
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, vdw_radii_ang, within_bonds
-from foundation.batch import Condition
-from foundation.geometry.assembly import ChainLayout, assemble_links, condition_layout
+from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, MAX_EXCLUDED_BONDS, vdw_radii_ang, within_bonds
+from foundation.batch import Condition, to_dense
+from foundation.geometry.assembly import NBR0, NBR1, STAR0, STAR1, ChainLayout, assemble_links, condition_layout, junction_transform
 
 MARGIN_ANG = 0.01  # beyond the distance at which two atoms clash, so that rounding to float32 does not make a clash
 NUM_TRIALS = 8  # changes that a chain tries in one round
@@ -45,11 +46,11 @@ def untangle(
     """
     chains = _Chains.of(condition, x_unit_ang, classes)
     chain = condition.unit_chain
-    best = angles_rad[0].clone()
     everyone = torch.ones(condition.num_chains, dtype=torch.bool, device=chain.device)
+    before = len(chains.clashes(angles_rad[:1], everyone)[0])
+    best = _choose_at_junctions(angles_rad, x_unit_ang, condition, classes) if before and num_rounds else angles_rad[0].clone()
     pairs = torch.stack(chains.clashes(best[None], everyone)[1:])  # (2, P) units first < second
     count = torch.bincount(chain[pairs[0]], minlength=condition.num_chains)
-    before = int(count.sum())
     for _ in range(num_rounds):
         active = count > 0
         if not bool(active.any()):
@@ -73,6 +74,31 @@ def untangle(
         fresh = accepted[owner] & (copy == chosen[owner])
         pairs = torch.cat([pairs[:, ~accepted[chain[pairs[0]]]], torch.stack(found)[:, fresh]], 1)
     return best, {"clashes_before": float(before), "clashes_after": float(count.sum())}
+
+
+def _choose_at_junctions(angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor) -> Tensor:
+    """(U,) of the draws (R, U) at every junction: the first with the fewest clashes between its two units."""
+    draws, num_units = angles_rad.shape
+    chain = condition.unit_chain
+    key, link = condition.key_slot[chain], condition.link_slot[chain]
+    after = torch.arange(num_units, device=chain.device) + condition.has_next  # the last unit of a chain meets itself, to no effect
+    place = (x_unit_ang.repeat(draws, 1, 1), x_unit_ang[after].repeat(draws, 1, 1), key.repeat(draws, 1), link.repeat(draws, 1))
+    moved = junction_transform(*place, angles_rad.reshape(-1)).apply(x_unit_ang[after].repeat(draws, 1, 1).double())
+    distance = torch.cdist(x_unit_ang.double().repeat(draws, 1, 1), moved).unflatten(0, (draws, num_units))  # (R, U, A, A)
+
+    slot = torch.arange(condition.max_atoms, device=chain.device)[None]
+    size = condition.graph_ptr.diff()[:, None]
+    own = (slot < size) & (slot != condition.key_slot[:, STAR0, None]) & (slot != condition.key_slot[:, STAR1, None])  # (B, A)
+    steps = torch.full_like(classes, MAX_EXCLUDED_BONDS).masked_fill(classes == 5, 2).masked_fill((classes >= 1) & (classes <= 4), 1)
+    steps = steps.masked_fill(classes == 7, 0)  # bonds between two atoms, three or more alike
+    row = torch.arange(len(size), device=chain.device)
+    apart = steps[row, condition.key_slot[:, NBR1]][:, :, None] + 1 + steps[row, condition.key_slot[:, NBR0]][:, None]
+    element = to_dense(condition.atom_feat[:, 0], condition.graph_ptr, condition.max_atoms)
+    radius = torch.from_numpy(vdw_radii_ang(element.cpu().numpy())).to(distance)
+    limit = HEAVY_CLASH_FACTOR * (radius[:, :, None] + radius[:, None]) + MARGIN_ANG
+    limit = torch.where((apart > MAX_EXCLUDED_BONDS) & own[:, :, None] & own[:, None], limit, 0.0)
+    counts = (distance < limit[chain]).sum((2, 3))  # (R, U); argmin of a tie is the first
+    return angles_rad.gather(0, counts.argmin(0)[None])[0]
 
 
 @dataclass(frozen=True)
