@@ -12,7 +12,12 @@ from foundation.objectives.polyconfm.config import PolyConFMConfig
 
 def polyconfm_tiny() -> RunConfig:
     """About 1 M parameters: the demo, tests, a laptop."""
-    return RunConfig(recipe="polyconfm_tiny", objective=PolyConFMConfig.tiny())
+    return RunConfig(
+        recipe="polyconfm_tiny",
+        objective=PolyConFMConfig.tiny(),
+        data=DataConfig(token_budget=2048),
+        train=TrainConfig(lr=2e-3),
+    )
 
 
 def polyconfm_small() -> RunConfig:

@@ -14,6 +14,7 @@ from foundation.nn.embedding import RadialBasis
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, Width, cat, key_bias
 
 NUM_PAIR_CLASSES = 8  # 0 far, 1-4 bond orders, 5 two bonds apart, 6 three bonds apart, 7 the atom itself
+FAR, BONDED, TWO_BONDS, THREE_BONDS, ITSELF = 0, 4, 5, 6, 7
 COORDINATE_SCALE_ANG = 3.0
 
 
@@ -27,10 +28,10 @@ def pair_classes(condition: Condition) -> Tensor:
     bonded = torch.zeros_like(classes, dtype=torch.float32)
     bonded[graph[source], slot[source], slot[target]] = 1.0
     two = bonded @ bonded
-    classes[two @ bonded > 0] = 6
-    classes[two > 0] = 5
-    classes[graph[source], slot[source], slot[target]] = condition.bond_feat[:, 0].clamp(1, 4)
-    classes[graph, slot, slot] = 7
+    classes[two @ bonded > 0] = THREE_BONDS
+    classes[two > 0] = TWO_BONDS
+    classes[graph[source], slot[source], slot[target]] = condition.bond_feat[:, 0].clamp(1, BONDED)
+    classes[graph, slot, slot] = ITSELF
     return classes
 
 

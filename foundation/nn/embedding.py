@@ -36,13 +36,14 @@ def harmonics(angle_rad: Tensor, num: int) -> Graded:
 
 
 class RadialBasis(nn.Module):
-    """(...,) distances in angstrom -> (..., num) Gaussians evenly spaced on [0, reach]."""
+    """(...,) distances in angstrom -> (..., num) Gaussians evenly spaced on [nearest, reach]."""
 
-    def __init__(self, num: int = 24, reach_ang: float = 12.0) -> None:
+    def __init__(self, num: int = 24, reach_ang: float = 12.0, nearest_ang: float = 0.0) -> None:
         super().__init__()
-        self.num, self.reach_ang = num, reach_ang
+        self.num, self.reach_ang, self.nearest_ang = num, reach_ang, nearest_ang
 
     def forward(self, distance_ang: Tensor) -> Tensor:
-        centre = torch.linspace(0, self.reach_ang, self.num, device=distance_ang.device)
-        exponent = ((distance_ang.float()[..., None] - centre) * (self.num / self.reach_ang)).square()
+        centre = torch.linspace(self.nearest_ang, self.reach_ang, self.num, device=distance_ang.device)
+        sharpness = self.num / (self.reach_ang - self.nearest_ang)
+        exponent = ((distance_ang.float()[..., None] - centre) * sharpness).square()
         return torch.exp(-exponent.clamp(max=LARGEST_EXPONENT))

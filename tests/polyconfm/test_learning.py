@@ -103,16 +103,16 @@ def test_the_link_sampler_with_the_exact_score_returns_the_law() -> None:
     model = build_objective(PolyConFMConfig(orientation_steps=100))
     centre, width, share = torch.tensor([-1.2, 1.0, 3.0]), 0.25, torch.tensor([0.2, 0.5, 0.3])
 
-    def exact(phi: torch.Tensor, sigma: torch.Tensor, context: Graded, condition: Batch) -> torch.Tensor:
+    def exact(phi: torch.Tensor, sigma: torch.Tensor, x: torch.Tensor, context: Graded, condition: Batch, graphs: None) -> torch.Tensor:
         total = (sigma[0].square() + width**2).sqrt()
         offset = phi[:, None] - centre
         weight = (torus.log_density(offset, total) + share.log()).softmax(-1)
         return (weight * torus.score(offset, total)).sum(-1) * torus.score_norm_sq(sigma[0]).rsqrt() * condition.has_next
 
-    head = model.orientation_head
+    head, x = model.orientation_head, to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
     head.forward = exact
     nothing = Graded(torch.zeros(400, 72), torch.zeros(400, 24))
-    drawn = torch.cat([head.sample(batch, nothing, rng(k))[:-1] for k in range(40)]).double().sort().values
+    drawn = torch.cat([head.sample(batch, x, nothing, None, rng(k))[:-1] for k in range(40)]).double().sort().values
     grid = torch.linspace(-math.pi, math.pi, 20001, dtype=torch.float64)
     density = (torus.log_density(grid[:, None] - centre, torch.tensor(width, dtype=torch.float64)).exp() * share).sum(-1)
     law = torch.cumulative_trapezoid(density, grid)
@@ -132,7 +132,7 @@ def test_the_rotation_sampler_with_the_exact_score_finds_the_known_frames() -> N
 
     head.forward = exact
     x = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
-    found = head.sample(batch, x, Graded(torch.zeros(5, 72), torch.zeros(5, 24)), rng())
+    found = head.sample(batch, x, Graded(torch.zeros(5, 72), torch.zeros(5, 24)), None, rng())
     trace = (truth.double().transpose(1, 2) @ found).diagonal(dim1=1, dim2=2).sum(1)
     assert torch.arccos(((trace - 1) / 2).clamp(-1, 1)).max() < 0.05
 

@@ -64,7 +64,7 @@ def test_link_scores_are_odd_and_rotation_scores_change_as_axial_vectors(batch: 
     link, spin = [], []
     for image in (batch, mirror(batch)):
         x, _, _, context, _ = _loss_inputs(torsion, image)
-        link.append(torsion.orientation_head(image.link_dihedral_rad, sigma, context, image))
+        link.append(torsion.orientation_head(image.link_dihedral_rad, sigma, x, context, image, torsion.know(image).graphs))
         x, _, _, context, _ = _loss_inputs(so3, image)
         spin.append(so3.orientation_head(image.world_from_unit, sigma, x, context, image))
     torch.testing.assert_close(link[1], -link[0], atol=2e-5, rtol=1e-4)

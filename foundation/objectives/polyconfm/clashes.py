@@ -21,7 +21,9 @@ from torch import Tensor
 
 from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, MAX_EXCLUDED_BONDS, vdw_radii_ang, within_bonds
 from foundation.batch import Condition, to_dense
-from foundation.geometry.assembly import NBR0, NBR1, STAR0, STAR1, ChainLayout, assemble_links, condition_layout, junction_transform
+from foundation.encoders.unit import BONDED
+from foundation.geometry.assembly import ChainLayout, assemble_links, condition_layout, junction_transform
+from foundation.objectives.polyconfm.view import bonds_across
 
 MARGIN_ANG = 0.01  # beyond the distance at which two atoms clash, so that rounding to float32 does not make a clash
 NUM_TRIALS = 8  # changes that a chain tries in one round
@@ -86,17 +88,11 @@ def _choose_at_junctions(angles_rad: Tensor, x_unit_ang: Tensor, condition: Cond
     moved = junction_transform(*place, angles_rad.reshape(-1)).apply(x_unit_ang[after].repeat(draws, 1, 1).double())
     distance = torch.cdist(x_unit_ang.double().repeat(draws, 1, 1), moved).unflatten(0, (draws, num_units))  # (R, U, A, A)
 
-    slot = torch.arange(condition.max_atoms, device=chain.device)[None]
-    size = condition.graph_ptr.diff()[:, None]
-    own = (slot < size) & (slot != condition.key_slot[:, STAR0, None]) & (slot != condition.key_slot[:, STAR1, None])  # (B, A)
-    steps = torch.full_like(classes, MAX_EXCLUDED_BONDS).masked_fill(classes == 5, 2).masked_fill((classes >= 1) & (classes <= 4), 1)
-    steps = steps.masked_fill(classes == 7, 0)  # bonds between two atoms, three or more alike
-    row = torch.arange(len(size), device=chain.device)
-    apart = steps[row, condition.key_slot[:, NBR1]][:, :, None] + 1 + steps[row, condition.key_slot[:, NBR0]][:, None]
+    apart = bonds_across(condition, classes)
     element = to_dense(condition.atom_feat[:, 0], condition.graph_ptr, condition.max_atoms)
     radius = torch.from_numpy(vdw_radii_ang(element.cpu().numpy())).to(distance)
     limit = HEAVY_CLASH_FACTOR * (radius[:, :, None] + radius[:, None]) + MARGIN_ANG
-    limit = torch.where((apart > MAX_EXCLUDED_BONDS) & own[:, :, None] & own[:, None], limit, 0.0)
+    limit = torch.where(apart > MAX_EXCLUDED_BONDS, limit, 0.0)
     counts = (distance < limit[chain]).sum((2, 3))  # (R, U); argmin of a tie is the first
     return angles_rad.gather(0, counts.argmin(0)[None])[0]
 
@@ -169,7 +165,7 @@ class _Chains:
 def _bonded(layout: ChainLayout, classes: Tensor) -> NDArray[np.int64]:
     """Sorted keys i * H + j, i < j, of heavy atoms at most three bonds apart; classes (U, A, A)."""
     num_atoms = int(layout.heavy_ptr[-1])
-    unit, a, b = ((classes >= 1) & (classes <= 4)).nonzero().T
+    unit, a, b = ((classes >= 1) & (classes <= BONDED)).nonzero().T
     bonds = torch.stack([layout.atom[unit, a], layout.atom[unit, b]], 1).cpu().numpy()
     near = within_bonds(bonds, num_atoms).tocoo()
     keys = near.row.astype(np.int64) * num_atoms + near.col

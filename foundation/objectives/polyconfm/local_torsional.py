@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foundation.encoders.unit import UnitGeometry
+from foundation.encoders.unit import FAR, THREE_BONDS, UnitGeometry
 from foundation.geometry import torus
 from foundation.geometry.torsions import rotate_torsions, torsion_angles
+from foundation.geometry.vectors import safe_norm, take_slots, unit_vector
+from foundation.nn.contacts import LEFT_OUT, Contacts, turning_rate
 from foundation.nn.embedding import FourierFeatures, harmonics
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, OddReadout, Width, cat
 from foundation.objectives.polyconfm.config import PolyConFMConfig
@@ -31,7 +33,9 @@ class TorsionalHead(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.local_layers))
         self.norm = GradedNorm(width)
         self.num_harmonics = config.num_harmonics
-        self.readout = OddReadout(Width(4 * width.even + self.num_harmonics, 4 * width.odd + self.num_harmonics), width)
+        self.contacts = Contacts(width.even)
+        extra = self.num_harmonics + self.contacts.num_features
+        self.readout = OddReadout(Width(4 * width.even + extra, 4 * width.odd + extra), width)
 
     def forward(self, x_ang: Tensor, sigma_rad: Tensor, view: UnitView, z: Graded) -> Tensor:
         """Score / sqrt(E score^2).
@@ -54,8 +58,19 @@ class TorsionalHead(nn.Module):
         row = torch.arange(len(x_ang), device=x_ang.device)[:, None]
         four = [h[row, view.torsion_slot[..., k]] for k in range(4)]  # (M, T, .) each
         angle = torsion_angles(x_ang, view.torsion_slot, view.torsion_mask)
-        score = self.readout(cat(*four, harmonics(angle, self.num_harmonics)))
+        score = self.readout(cat(*four, harmonics(angle, self.num_harmonics), self.contacts_of(x_ang, view)))
         return score.float() * view.torsion_mask
+
+    def contacts_of(self, x_ang: Tensor, view: UnitView) -> Graded:
+        """(M, T, .) contacts between the atoms that a torsion turns and those that it does not."""
+        offset = x_ang[:, None] - x_ang[:, :, None]  # (M, I, J, 3)
+        distance = safe_norm(offset)
+        kind = torch.full_like(view.classes, LEFT_OUT).masked_fill(view.classes == THREE_BONDS, 0).masked_fill(view.classes == FAR, 1)
+        kind = kind.masked_fill(~(view.mask[:, None] & view.mask[:, :, None]), LEFT_OUT)
+        moved = view.torsion_moved[:, :, None] & ~view.torsion_moved[..., None] & view.torsion_mask[..., None, None]  # (M, T, I, J)
+        b, c = take_slots(x_ang, view.torsion_slot[..., 1:3].flatten(1)).unflatten(1, (-1, 2)).unbind(2)
+        rate = turning_rate(x_ang[:, None].expand(-1, b.shape[1], -1, -1), offset[:, None], distance[:, None], c, unit_vector(c - b))
+        return self.contacts(distance, kind, view.atoms, view.atoms, moved, rate)
 
     def loss(self, x_ang: Tensor, view: UnitView, z: Graded, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Denoising score matching, 1 for a zero predictor.

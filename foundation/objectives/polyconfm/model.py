@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -143,9 +143,11 @@ class PolyConFM(nn.Module):
             terms["local"] = (local.sum() / has_local.sum().clamp(min=1)).detach()
         if phase != "local":
             context, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
+            graphs = known.graphs
             if self.config.orientation_stop_gradient:
-                context = context.detach()
-            orientation = self.orientation_head.loss(batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context, rng)
+                context, graphs = context.detach(), replace(graphs, atoms=graphs.atoms.detach())
+            given = (batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context, graphs)
+            orientation = self.orientation_head.loss(*given, rng)
             has_link = batch.num_units > 1 if self.config.orientation_head == "torsion" else batch.num_units > 0
             per_chain = per_chain + self.config.orientation_weight * orientation
             terms["orientation"] = (orientation.sum() / has_link.sum().clamp(min=1)).detach()
@@ -166,11 +168,12 @@ class PolyConFM(nn.Module):
         start = condition.unit_position == 0
         info: dict[str, float] = {}
         if self.config.orientation_head == "so3" and not self.config.project_shared_bond:
-            x_world = assemble_overlap(self.orientation_head.sample(condition, x_unit, context, rng), x_unit, key, start)
+            rot = self.orientation_head.sample(condition, x_unit, context, known.graphs, rng)
+            x_world = assemble_overlap(rot, x_unit, key, start)
             phi = link_dihedrals(x_world, key, link, start)
         else:
             num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
-            draws = torch.stack([self.draw_links(condition, x_unit, context, rng) for _ in range(num_draws)])
+            draws = torch.stack([self.draw_links(condition, x_unit, context, known.graphs, rng) for _ in range(num_draws)])
             phi = draws[0]
             if self.config.clash_rounds:
                 phi, info = untangle(draws, x_unit, condition, known.graphs.classes, self.config.clash_rounds, rng)
@@ -180,14 +183,14 @@ class PolyConFM(nn.Module):
         x_ang, failures = _centre(x_ang, layout.heavy_ptr)
         return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi.float(), info)
 
-    def draw_links(self, condition: Condition, x_unit_ang: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+    def draw_links(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:
         """(U,) link dihedrals of every chain, drawn jointly; rotations that satisfy both overlaps are given by them."""
+        drawn = self.orientation_head.sample(condition, x_unit_ang, context, graphs, rng)
         if self.config.orientation_head == "torsion":
-            return self.orientation_head.sample(condition, context, rng)
+            return drawn
         key, link = condition.key_slot[condition.unit_chain], condition.link_slot[condition.unit_chain]
         start = condition.unit_position == 0
-        rot = self.orientation_head.sample(condition, x_unit_ang, context, rng)
-        return link_dihedrals(assemble_overlap(rot, x_unit_ang, key, start), key, link, start).float()
+        return link_dihedrals(assemble_overlap(drawn, x_unit_ang, key, start), key, link, start).float()
 
     def sample_units(self, condition: Condition, known: Known, rng: torch.Generator) -> tuple[Tensor, Graded]:
         """(U, A, 3) unit shapes and (U, .) their tokens, generated in random order, the units of a step at once."""

@@ -12,6 +12,7 @@ from foundation.geometry.igso3 import SO3Schedule
 from foundation.nn.embedding import FourierFeatures, RadialBasis
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedMLP, GradedNorm, Width, cat, key_bias
 from foundation.objectives.polyconfm.config import PolyConFMConfig
+from foundation.objectives.polyconfm.view import GraphView
 
 EVEN_ENTRIES = (0, 1, 3, 4, 8)  # of a 3 x 3 matrix, row by row: those that a reflection of both frames leaves
 ODD_ENTRIES = (2, 5, 6, 7)
@@ -74,7 +75,14 @@ class SO3Head(nn.Module):
         return torch.cat([out.odd, out.even], -1).float()  # rotation about z is even, about x and y odd
 
     def loss(
-        self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator
+        self,
+        batch: Condition,
+        world_from_unit: Tensor,
+        x_unit_ang: Tensor,
+        phi_rad: Tensor,
+        context: Graded,
+        graphs: GraphView,
+        rng: torch.Generator,
     ) -> Tensor:
         """(B,) squared score error over its typical size, mean over units; 1 for a zero predictor."""
         t = 0.01 + 0.99 * torch.rand(batch.num_chains, generator=rng, device=world_from_unit.device)
@@ -85,7 +93,7 @@ class SO3Head(nn.Module):
         total = error.new_zeros(batch.num_chains).index_add(0, batch.unit_chain, error)
         return total / batch.num_units
 
-    def sample(self, condition: Condition, x_unit_ang: Tensor, context: Graded, rng: torch.Generator) -> Tensor:
+    def sample(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:
         """(U, 3, 3) float64 rotations: uniform prior, ancestral steps, then the shared bonds made exact if the configuration says so."""
         rot = igso3.uniform((len(condition.unit_chain),), rng, context.even.device)
         times = torch.linspace(1, 0.01, self.num_steps, device=rot.device)

@@ -7,9 +7,13 @@ from torch import Tensor, nn
 
 from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.geometry import torus
+from foundation.geometry.assembly import NBR0, NBR1, assemble_links
+from foundation.geometry.vectors import safe_norm, take_slots, unit_vector
+from foundation.nn.contacts import LEFT_OUT, Contacts, turning_rate
 from foundation.nn.embedding import FourierFeatures, harmonics
 from foundation.nn.parity import Block, Graded, GradedMLP, GradedNorm, OddReadout, Width, cat, key_bias
 from foundation.objectives.polyconfm.config import PolyConFMConfig
+from foundation.objectives.polyconfm.view import GraphView, bonds_across
 
 
 class LinkTorsionHead(nn.Module):
@@ -27,20 +31,26 @@ class LinkTorsionHead(nn.Module):
             config.orientation_steps,
         )
         self.num_harmonics = config.num_harmonics
-        sides = Width(2 * width.even + self.num_harmonics, 2 * width.odd + self.num_harmonics)
+        self.near, self.far = Contacts(width.even), Contacts(width.even)
+        extra = self.num_harmonics + self.near.num_features + self.far.num_features
+        sides = Width(2 * width.even + extra, 2 * width.odd + extra)
         self.join = GradedMLP(sides, width, expand=2)
         self.noise = FourierFeatures(width.even)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
         self.norm = GradedNorm(width)
         self.readout = OddReadout(Width(width.even + sides.even, width.odd + sides.odd), width)
 
-    def forward(self, phi_rad: Tensor, sigma_rad: Tensor, context: Graded, condition: Condition) -> Tensor:
+    def forward(
+        self, phi_rad: Tensor, sigma_rad: Tensor, x_unit_ang: Tensor, context: Graded, condition: Condition, graphs: GraphView
+    ) -> Tensor:
         """Score / sqrt(E score^2) of every junction.
 
         Args:
             phi_rad: (U,) noisy angles of the junctions u -> u + 1.
             sigma_rad: (B,) one noise level a chain.
+            x_unit_ang: (U, A, 3) unit shapes.
             context: (U, .) unit features.
+            graphs: unit graphs of the chains.
 
         Returns:
             (U,), zero at the last unit of a chain.
@@ -48,7 +58,8 @@ class LinkTorsionHead(nn.Module):
         joined = condition.has_next
         unit = torch.arange(len(joined), device=joined.device)
         after = torch.where(joined, unit + 1, unit)
-        sides = cat(context, context[after], harmonics(phi_rad, self.num_harmonics))
+        contacts = self.contacts_of(phi_rad, x_unit_ang, condition, graphs)
+        sides = cat(context, context[after], harmonics(phi_rad, self.num_harmonics), *contacts)
         row, column = ragged_coordinates(condition.chain_ptr)
         width = int(condition.num_units.max())
         h = Graded(*(t.new_zeros(condition.num_chains, width, t.shape[-1]).index_put((row, column), t) for t in self.join(sides)))
@@ -62,8 +73,48 @@ class LinkTorsionHead(nn.Module):
         h = self.norm(h)[row, column]
         return self.readout(cat(h, sides)).float() * joined
 
+    def contacts_of(self, phi_rad: Tensor, x_unit_ang: Tensor, condition: Condition, graphs: GraphView) -> tuple[Graded, Graded]:
+        """(U, .) contacts that the junction u -> u + 1 turns: of units u and u + 1, and of units two places apart around it."""
+        chain, start = condition.unit_chain, condition.unit_position == 0
+        key, link = condition.key_slot[chain], condition.link_slot[chain]
+        world, _ = assemble_links(x_unit_ang, key, link, start, phi_rad)
+        joined, index = condition.has_next, torch.arange(len(chain), device=chain.device)
+        after = torch.where(joined, index + 1, index)
+        skips = joined & joined[after]
+        second = torch.where(skips, index + 2, index)
+        hinge = take_slots(world, key[:, [NBR1]])[:, 0]  # (U, 3), all that follows is seen from here
+        origin = take_slots(world[after], key[:, [NBR0]])[:, 0]
+        axis = unit_vector(origin - hinge).float()
+        atoms = graphs.atoms[chain]
+        across = bonds_across(condition, graphs.classes)[chain]
+        close = torch.full_like(across, LEFT_OUT).masked_fill(across == 3, 0).masked_fill(across > 3, 1)
+
+        def pairs(other: Tensor, turns: Tensor, kind: Tensor, contacts: Contacts, mask: Tensor) -> Graded:
+            """Contacts of unit u with unit other[u], turned by the junctions turns[u] (U, T)."""
+            here, there = (world - hinge[:, None]).float(), (world[other] - hinge[:, None]).float()
+            offset = there[:, None] - here[:, :, None]
+            distance = safe_norm(offset)
+            at = (origin[turns] - hinge[:, None]).float()
+            many = there[:, None].expand(-1, turns.shape[1], -1, -1)
+            rate = turning_rate(many, offset[:, None], distance[:, None], at, axis[turns])
+            moved = mask[:, None, None, None].expand_as(rate)
+            return contacts(distance, kind, atoms, atoms[other], moved, rate)
+
+        near = pairs(after, index[:, None], close, self.near, joined)[:, 0]
+        apart = torch.where(across > 0, 2, LEFT_OUT)  # own atoms on both sides
+        far = pairs(second, torch.stack([index, after], 1), apart, self.far, skips)  # (U, 2, .)
+        before = torch.where(start, index, index - 1)
+        return near, far[:, 0] + far[before, 1].masked(~start)
+
     def loss(
-        self, batch: Condition, world_from_unit: Tensor, x_unit_ang: Tensor, phi_rad: Tensor, context: Graded, rng: torch.Generator
+        self,
+        batch: Condition,
+        world_from_unit: Tensor,
+        x_unit_ang: Tensor,
+        phi_rad: Tensor,
+        context: Graded,
+        graphs: GraphView,
+        rng: torch.Generator,
     ) -> Tensor:
         """(B,) denoising score matching, mean over junctions, 1 for a zero predictor; 0 for a chain of one unit."""
         t = torch.rand(batch.num_chains, generator=rng, device=phi_rad.device)
@@ -71,16 +122,17 @@ class LinkTorsionHead(nn.Module):
         level = sigma[batch.unit_chain]
         tau = torus.sample(phi_rad.shape, level, rng)
         target = torus.score(tau, level) * torus.score_norm_sq(level).rsqrt()
-        error = (self(phi_rad + tau, sigma, context, batch) - target).square() * batch.has_next
+        error = (self(phi_rad + tau, sigma, x_unit_ang, context, batch, graphs) - target).square() * batch.has_next
         total = error.new_zeros(batch.num_chains).index_add(0, batch.unit_chain, error)
         return total / (batch.num_units - 1).clamp(min=1)
 
-    def sample(self, condition: Condition, context: Graded, rng: torch.Generator) -> Tensor:
+    def sample(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:
         """(U,) link dihedrals from uniform angles, ancestral steps on a geometric grid of noise levels."""
         phi = torus.uniform(condition.has_next.shape, rng, context.even.device)
         grid = torus.sigma_at(torch.linspace(1, 0, self.num_steps, device=phi.device), self.sigma_min, self.sigma_max)
         grid = torch.cat([grid, grid.new_zeros(1)])
         for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
-            score = self(phi, sigma.expand(condition.num_chains), context, condition) * torus.score_norm_sq(sigma).sqrt()
+            made = self(phi, sigma.expand(condition.num_chains), x_unit_ang, context, condition, graphs)
+            score = made * torus.score_norm_sq(sigma).sqrt()
             phi = torus.reverse_sde_step(phi, score, sigma, sigma_next, rng)
         return torch.where(condition.has_next, phi, 0.0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from foundation.batch import Condition, dense_mask, to_dense
-from foundation.encoders.unit import dense_atoms, pair_classes
+from foundation.encoders.unit import BONDED, TWO_BONDS, dense_atoms, pair_classes
+from foundation.geometry.assembly import NBR0, NBR1, STAR0, STAR1
 from foundation.geometry.frames import gram_schmidt, local_coordinates
 from foundation.geometry.vectors import take_slots
 
@@ -76,3 +77,17 @@ class UnitView:
         """(M, A, 3) coordinates in any pose -> in the frame of each unit, padding zero."""
         frame = gram_schmidt(*take_slots(x_ang.double(), self.frame_slot).unbind(1))
         return torch.where(self.mask[..., None], local_coordinates(frame, x_ang.double()), 0.0).to(torch.float32)
+
+
+def bonds_across(condition: Condition, classes: Tensor) -> Tensor:
+    """(B, A, A) bonds between atom i of a unit and atom j of the next, over their junction, 7 meaning 7 or more.
+
+    0 where i or j is a star (the other unit has that atom) or padding; classes (B, A, A) as pair_classes.
+    """
+    slot = torch.arange(condition.max_atoms, device=classes.device)[None]
+    key = condition.key_slot
+    own = dense_mask(condition.graph_ptr, condition.max_atoms) & (slot != key[:, STAR0, None]) & (slot != key[:, STAR1, None])
+    steps = torch.full_like(classes, 3).masked_fill(classes == TWO_BONDS, 2).masked_fill((classes >= 1) & (classes <= BONDED), 1)
+    steps.diagonal(dim1=1, dim2=2).zero_()
+    row = torch.arange(len(key), device=classes.device)
+    return (steps[row, key[:, NBR1]][:, :, None] + 1 + steps[row, key[:, NBR0]][:, None]) * (own[:, :, None] & own[:, None])
