@@ -59,7 +59,7 @@ class Rigid:
 def segmented_scan(rot: Tensor, trans: Tensor, start_mask: Tensor) -> Rigid:
     """Prefix products X_0, X_0 @ X_1, ... of rigid transforms inside every chain of a packed batch.
 
-    Doubling in ceil(log2 U) vectorised steps. Composed in float64: a product of 400 float32 rotations would bend a chain by
+    Doubling in ceil(log2 of the longest chain) vectorised steps. Composed in float64: a product of 400 float32 rotations would bend a chain by
     millimetres of an angstrom per unit.
 
     Args:
@@ -73,8 +73,11 @@ def segmented_scan(rot: Tensor, trans: Tensor, start_mask: Tensor) -> Rigid:
     Source: Hillis, Steele, Data parallel algorithms, CACM 29 (1986). Differs: segments by a head flag that travels with the scan.
     """
     rot, trans, closed = rot.double(), trans.double(), start_mask
+    starts = start_mask.nonzero()[:, 0]
+    ends = starts.new_tensor([0]), starts.new_tensor([len(start_mask)])
+    longest = int(torch.cat([ends[0], starts, ends[1]]).diff().max())
     step = 1
-    while step < len(start_mask):
+    while step < longest:
         before = Rigid(rot[:-step], trans[:-step]) @ Rigid(rot[step:], trans[step:])
         keep = closed[step:]
         rot = torch.cat([rot[:step], torch.where(keep[:, None, None], rot[step:], before.rot)])
