@@ -85,6 +85,7 @@ def worker_environment(plan: Plan) -> dict[str, str]:
     environment = {
         "OMP_NUM_THREADS": str(max(1, int(plan.cpus_per_worker))),
         "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every line of progress twice
     }
     if not plan.gpus_per_worker:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

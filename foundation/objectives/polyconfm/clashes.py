@@ -3,8 +3,9 @@
 The head is asked for a few alternative samples of the N - 1 angles of every chain. First each junction takes the first of them at which its
 two units do not touch each other, all junctions at once: rejection sampling. What is left are units further apart along the chain, to
 which a joint sample is blind. In every round each chain tries several changes, each at one junction between two clashing units, which
-takes its angle from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. All
-chains are treated together; the law of the angles is kept up to the selection.
+takes its angle from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. Where
+clashes persist, every second change is shaken by some ten degrees. All chains are treated together; the law of the angles is kept up to
+the selection.
 
 Source: Madras and Sokal, The pivot algorithm, J. Stat. Phys. 50 (1988) 109. Differs: moves are aimed at clashes and only ever downhill.
 """
@@ -27,6 +28,7 @@ from foundation.objectives.polyconfm.view import bonds_across
 
 MARGIN_ANG = 0.01  # beyond the distance at which two atoms clash, so that rounding to float32 does not make a clash
 NUM_TRIALS = 8  # changes that a chain tries in one round
+SHAKE_FROM, SHAKE_RAD = 0.25, 0.2  # from this share of the rounds on, every second change is also shaken by so much
 FAR_ANG = 1e6  # chains are set apart by this much so that one tree serves them all
 
 
@@ -53,7 +55,7 @@ def untangle(
     best = _choose_at_junctions(angles_rad, x_unit_ang, condition, classes) if before and num_rounds else angles_rad[0].clone()
     pairs = torch.stack(chains.clashes(best[None], everyone)[1:])  # (2, P) units first < second
     count = torch.bincount(chain[pairs[0]], minlength=condition.num_chains)
-    for _ in range(num_rounds):
+    for turn in range(num_rounds):
         active = count > 0
         if not bool(active.any()):
             break
@@ -64,7 +66,12 @@ def untangle(
         junction = first + (lots[1] * (second - first)).long().clamp(max=second - first - 1)
         alternative = 1 + (lots[2] * (len(angles_rad) - 1)).long()
         trial = best.expand(NUM_TRIALS, -1).clone()
-        trial[torch.arange(NUM_TRIALS, device=best.device)[:, None], junction] = angles_rad[alternative, junction]
+        angle = angles_rad[alternative, junction]
+        if turn >= SHAKE_FROM * num_rounds:
+            shake = torch.randn(lots.shape[1:], generator=rng, device=rng.device).to(angle)
+            angle = torch.cat([angle[::2], angle[1::2] + SHAKE_RAD * shake[1::2]])
+            junction = torch.cat([junction[::2], junction[1::2]])
+        trial[torch.arange(NUM_TRIALS, device=best.device)[:, None], junction] = angle
 
         copy, *found = chains.clashes(trial, active)
         owner = chain[found[0]]
