@@ -59,8 +59,8 @@ class Rigid:
 def segmented_scan(rot: Tensor, trans: Tensor, start_mask: Tensor) -> Rigid:
     """Prefix products X_0, X_0 @ X_1, ... of rigid transforms inside every chain of a packed batch.
 
-    Doubling in ceil(log2 of the longest chain) vectorised steps. Composed in float64: a product of 400 float32 rotations would bend a chain by
-    millimetres of an angstrom per unit.
+    Doubling in ceil(log2 of the longest chain) vectorised steps. Composed in float64: the rounding of 400 float32 rotations would add up
+    along a chain.
 
     Args:
         rot: (U, 3, 3).
