@@ -5,7 +5,7 @@ two units do not touch each other, all junctions at once: rejection sampling. Wh
 which a joint sample is blind. In every round each chain tries several changes, each at one junction between two clashing units, which
 takes its angle from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. Where
 clashes persist, every second change is shaken by some ten degrees. All chains are treated together; the law of the angles is kept up to
-the selection.
+the selection. Units whose clash no angle removes are named in the result: their shapes have to be drawn again.
 
 Source: Madras and Sokal, The pivot algorithm, J. Stat. Phys. 50 (1988) 109. Differs: moves are aimed at clashes and only ever downhill.
 """
@@ -32,21 +32,31 @@ SHAKE_FROM, SHAKE_RAD = 0.25, 0.2  # from this share of the rounds on, every sec
 FAR_ANG = 1e6  # chains are set apart by this much so that one tree serves them all
 
 
+@dataclass(frozen=True)
+class Untangled:
+    """What came of untangling.
+
+    Attributes:
+        angles_rad: (U,).
+        units: (2, P) units first <= second of the clashing atom pairs that are left; equal where a unit clashes with itself.
+        num_before: clashing atom pairs of two units in the first sample, all chains together.
+    """
+
+    angles_rad: Tensor
+    units: Tensor
+    num_before: int
+
+
 def untangle(
     angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor, num_rounds: int, rng: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
+) -> Untangled:
     """Choose among sampled angles so that heavy atoms more than three bonds apart do not clash (data_shards.conformers.quality).
-
-    Contacts inside one unit do not depend on the angles and are left out.
 
     Args:
         angles_rad: (1 + P, U) a sample and P >= 1 alternatives.
         x_unit_ang: (U, A, 3).
         classes: (B, A, A) pair classes of the unit graphs.
         num_rounds: at most this many rounds of trials.
-
-    Returns:
-        (U,) angles, and {"clashes_before", "clashes_after"}: clashing atom pairs of all chains together.
     """
     chains = _Chains.of(condition, x_unit_ang, classes)
     chain = condition.unit_chain
@@ -82,7 +92,7 @@ def untangle(
         count = torch.where(accepted, fewest, count)
         fresh = accepted[owner] & (copy == chosen[owner])
         pairs = torch.cat([pairs[:, ~accepted[chain[pairs[0]]]], torch.stack(found)[:, fresh]], 1)
-    return best, {"clashes_before": float(before), "clashes_after": float(count.sum())}
+    return Untangled(best, torch.stack(chains.clashes(best[None], everyone, inner=True)[1:]), before)
 
 
 def _choose_at_junctions(angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor) -> Tensor:
@@ -130,15 +140,16 @@ class _Chains:
         element = condition.atom_feat[condition.graph_ptr[chain[unit]] + slot, 0]
         return cls(condition, x_unit_ang, unit, slot, vdw_radii_ang(element.cpu().numpy()), _bonded(layout, classes[chain]))
 
-    def clashes(self, angles_rad: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def clashes(self, angles_rad: Tensor, active: Tensor, inner: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Clashing atom pairs of the active chains for several choices of angles.
 
         Args:
             angles_rad: (R, U).
             active: (B,) bool; other chains are left out.
+            inner: count contacts inside one unit too, which do not depend on the angles.
 
         Returns:
-            copy (P,) below R, and (P,) units first < second.
+            copy (P,) below R, and (P,) units first <= second.
         """
         condition, copies = self.condition, len(angles_rad)
         chain = condition.unit_chain
@@ -164,7 +175,7 @@ class _Chains:
         keys = i * len(self.unit) + j
         place = np.searchsorted(self.bonded, keys).clip(max=len(self.bonded) - 1)
         units_of = self.unit.cpu().numpy()
-        free = (self.bonded[place] != keys) & (units_of[i] != units_of[j])
+        free = (self.bonded[place] != keys) & (inner | (units_of[i] != units_of[j]))
         first, second = np.minimum(units_of[i], units_of[j])[free], np.maximum(units_of[i], units_of[j])[free]
         return torch.from_numpy(copy[free]).to(device), torch.from_numpy(first).to(device), torch.from_numpy(second).to(device)
 

@@ -21,7 +21,7 @@ from foundation.encoders.unit import UnitEncoder
 from foundation.geometry.assembly import assemble_links, assemble_overlap, chain_coordinates, condition_layout, link_dihedrals
 from foundation.nn.parity import Graded, GradedLinear, Learned, Width
 from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
-from foundation.objectives.polyconfm.clashes import untangle
+from foundation.objectives.polyconfm.clashes import Untangled, untangle
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.local_cartesian import CartesianHead
 from foundation.objectives.polyconfm.local_torsional import TorsionalHead
@@ -157,31 +157,68 @@ class PolyConFM(nn.Module):
 
     @torch.no_grad()
     def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples:
-        """num conformations of every chain: units in a few autoregressive steps, then their orientation, then clashes untangled."""
+        """num conformations of every chain: units in a few autoregressive steps, then their orientation, then clashes removed."""
         chains = torch.arange(condition.num_chains, device=condition.chain_ptr.device).repeat_interleave(num)
         condition = select_chains(condition, chains)
-        known = self.know(condition)
-        x_unit, tokens = self.sample_units(condition, known, rng)
-        everything = torch.ones(len(condition.unit_chain), dtype=torch.bool, device=x_unit.device)
-        context, _ = self.trunk.encode(tokens, known.klass, condition, everything)
         key, link = condition.key_slot[condition.unit_chain], condition.link_slot[condition.unit_chain]
         start = condition.unit_position == 0
+        known = self.know(condition)
+        x_unit, tokens = self.sample_units(condition, known, rng)
         info: dict[str, float] = {}
         if self.config.orientation_head == "so3" and not self.config.project_shared_bond:
+            context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(start))
             rot = self.orientation_head.sample(condition, x_unit, context, known.graphs, rng)
             x_world = assemble_overlap(rot, x_unit, key, start)
             phi = link_dihedrals(x_world, key, link, start)
         else:
-            num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
-            draws = torch.stack([self.draw_links(condition, x_unit, context, known.graphs, rng) for _ in range(num_draws)])
-            phi = draws[0]
-            if self.config.clash_rounds:
-                phi, info = untangle(draws, x_unit, condition, known.graphs.classes, self.config.clash_rounds, rng)
+            made = self.sample_links(condition, known, x_unit, tokens, rng)
+            info["clashes_drawn"] = float(made.num_before)
+            x_unit, made = self.redraw_clashing(condition, x_unit, made, rng)
+            info["clashes_left"] = float(made.units.shape[1])
+            phi = made.angles_rad
             x_world, _ = assemble_links(x_unit, key, link, start, phi)
         layout = condition_layout(condition)
         x_ang = chain_coordinates(x_world, layout)
         x_ang, failures = _centre(x_ang, layout.heavy_ptr)
         return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi.float(), info)
+
+    def sample_links(
+        self, condition: Condition, known: Known, x_unit: Tensor, tokens: Graded, rng: torch.Generator, angles: Tensor | None = None
+    ) -> Untangled:
+        """(U,) link dihedrals of every chain, untangled by choosing among a few joint draws; where angles (U,) are not NaN they come first."""
+        context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(condition.has_next))
+        num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
+        draws = torch.stack([self.draw_links(condition, x_unit, context, known.graphs, rng) for _ in range(num_draws)])
+        if angles is not None:
+            draws[0] = torch.where(angles.isnan(), draws[0], angles)
+        return untangle(draws, x_unit, condition, known.graphs.classes, self.config.clash_rounds, rng)
+
+    def redraw_clashing(self, condition: Condition, x_unit: Tensor, made: Untangled, rng: torch.Generator) -> tuple[Tensor, Untangled]:
+        """Clashes that no link dihedral removes: the units are masked, drawn again given all others, and their chains joined again.
+
+        A chain keeps its new conformation where it has fewer clashes, or as many.
+        """
+        for _ in range(self.config.clash_redraws if self.config.clash_rounds else 0):
+            if not made.units.shape[1]:
+                break
+            chain = condition.unit_chain
+            chosen = torch.unique(chain[made.units])
+            part, unit = select_chains(condition, chosen), torch.isin(chain, chosen).nonzero()[:, 0]
+            kept = torch.ones_like(condition.has_next).index_fill(0, made.units.flatten(), False)[unit]
+            known = self.know(part)
+            x_part, tokens = self.sample_units(part, known, rng, x_unit[unit][:, : part.max_atoms], kept)
+            stays = kept & kept[torch.arange(len(kept), device=kept.device) + part.has_next]
+            again = self.sample_links(part, known, x_part, tokens, rng, made.angles_rad[unit].masked_fill(~stays, torch.nan))
+            count = torch.bincount(chain[made.units[0]], minlength=condition.num_chains)
+            better = torch.bincount(part.unit_chain[again.units[0]], minlength=len(chosen)) <= count[chosen]
+            taken = unit[better[part.unit_chain]]
+            x_unit, angles = x_unit.clone(), made.angles_rad.clone()
+            x_unit[taken, : part.max_atoms] = x_part[better[part.unit_chain]]
+            angles[taken] = again.angles_rad[better[part.unit_chain]]
+            old = made.units[:, ~torch.isin(chain[made.units[0]], chosen[better])]
+            new = unit[again.units[:, better[part.unit_chain[again.units[0]]]]]
+            made = Untangled(angles, torch.cat([old, new], 1), made.num_before)
+        return x_unit, made
 
     def draw_links(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:
         """(U,) link dihedrals of every chain, drawn jointly; rotations that satisfy both overlaps are given by them."""
@@ -192,27 +229,35 @@ class PolyConFM(nn.Module):
         start = condition.unit_position == 0
         return link_dihedrals(assemble_overlap(drawn, x_unit_ang, key, start), key, link, start).float()
 
-    def sample_units(self, condition: Condition, known: Known, rng: torch.Generator) -> tuple[Tensor, Graded]:
-        """(U, A, 3) unit shapes and (U, .) their tokens, generated in random order, the units of a step at once."""
+    def sample_units(
+        self, condition: Condition, known: Known, rng: torch.Generator, x_unit: Tensor | None = None, kept: Tensor | None = None
+    ) -> tuple[Tensor, Graded]:
+        """(U, A, 3) unit shapes and (U, .) their tokens, generated in random order, the units of a step at once.
+
+        Args:
+            x_unit: (U, A, 3) shapes of the units that are kept.
+            kept: (U,) bool, units whose shape is given; None: every unit is generated.
+        """
         device = condition.chain_ptr.device
-        num_units = len(condition.unit_chain)
-        x_unit = torch.zeros(num_units, condition.max_atoms, 3, device=device)
-        tokens = Graded(*(torch.zeros(num_units, w, device=device) for w in self.width))
-        step = unit_steps(condition, self.config.ar_steps, rng)
+        visible = torch.zeros_like(condition.has_next)
+        x_new = torch.zeros(len(visible), condition.max_atoms, 3, device=device)
+        tokens = Graded(*(torch.zeros(len(visible), w, device=device) for w in self.width))
+        if x_unit is not None and kept is not None and bool(kept.any()):
+            visible, x_new = kept, torch.where(kept[:, None, None], x_unit, 0.0)
+            tokens = self.fill_tokens(known, kept, self.encode_units(x_new[kept], UnitView.of(condition, known.graphs, kept)))
+        step = unit_steps(condition, self.config.ar_steps, rng).masked_fill(visible, -1)
         guided = self.config.guidance != 1.0
         free = self.know(condition, torch.ones(condition.num_chains, dtype=torch.bool, device=device)) if guided else None
-        visible = torch.zeros(num_units, dtype=torch.bool, device=device)
-        for k in range(int(step.max()) + 1):
+        for k in torch.unique(step[~visible]).tolist():
             chosen = step == k
             z = self._decode(condition, known, tokens, visible)[chosen]
             null = self._decode(condition, free, tokens, visible)[chosen] if free is not None else None
             view = UnitView.of(condition, known.graphs, chosen)
             seeds = pick_seeds(condition, chosen, rng) if self.capabilities.needs_seed_conformers else None
-            x_unit[chosen] = self.local_head.sample(seeds, view, z, rng, null, self.config.guidance)
-            fresh = self.fill_tokens(known, chosen, self.encode_units(x_unit[chosen], view))
-            tokens = tokens + fresh
+            x_new[chosen] = self.local_head.sample(seeds, view, z, rng, null, self.config.guidance)
+            tokens = tokens + self.fill_tokens(known, chosen, self.encode_units(x_new[chosen], view))
             visible = visible | chosen
-        return x_unit, tokens
+        return x_new, tokens
 
     def _decode(self, condition: Condition, known: Known, tokens: Graded, visible: Tensor) -> Graded:
         context, memory = self.trunk.encode(tokens, known.klass, condition, visible)
