@@ -41,7 +41,7 @@ class PolyConFMConfig(BaseModel):
     orientation_steps: int = Field(30, ge=1, description="solver steps of the orientation head")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale of the local head; 1 = off")
     project_shared_bond: bool = Field(True, description="so3 head: move rotations to the nearest that satisfy both overlaps")
-    clash_rounds: int = Field(200, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
+    clash_rounds: int = Field(100, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
     clash_redraws: int = Field(8, ge=0, description="times that units whose clash no link dihedral removes are drawn again; 0 = off")
     clash_proposals: int = Field(6, ge=1, description="further draws of the link dihedrals from which clashing junctions take theirs")
 

@@ -185,7 +185,11 @@ class PolyConFM(nn.Module):
     def sample_links(
         self, condition: Condition, known: Known, x_unit: Tensor, tokens: Graded, rng: torch.Generator, angles: Tensor | None = None
     ) -> Untangled:
-        """(U,) link dihedrals of every chain, untangled by choosing among a few joint draws; where angles (U,) are not NaN they come first."""
+        """Link dihedrals of every chain, untangled by choosing among a few joint draws.
+
+        Args:
+            angles: (U,) preferred to those drawn, NaN where there is no preference.
+        """
         context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(condition.has_next))
         num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
         draws = torch.stack([self.draw_links(condition, x_unit, context, known.graphs, rng) for _ in range(num_draws)])
