@@ -11,7 +11,7 @@ from foundation.objectives.polyconfm.config import PolyConFMConfig
 
 
 def polyconfm_tiny() -> RunConfig:
-    """About 1 M parameters: the demo, tests, a laptop."""
+    """About 1.5 M parameters: the demo, tests, a laptop."""
     return RunConfig(
         recipe="polyconfm_tiny",
         objective=PolyConFMConfig.tiny(),
@@ -31,7 +31,7 @@ def polyconfm_small() -> RunConfig:
 
 
 def polyconfm_base() -> RunConfig:
-    """About 150 M parameters, the size of the paper."""
+    """About 140 M parameters, the size of the paper."""
     return RunConfig(
         recipe="polyconfm_base",
         objective=PolyConFMConfig.base(),
@@ -49,7 +49,7 @@ def polyconfm_base() -> RunConfig:
 
 
 def polyconfm_large() -> RunConfig:
-    """About 500 M parameters."""
+    """About 530 M parameters."""
     return RunConfig(
         recipe="polyconfm_large",
         objective=PolyConFMConfig.large(),

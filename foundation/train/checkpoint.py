@@ -215,9 +215,9 @@ def check_compatible(state: TrainState, config: RunConfig, fingerprint: str) -> 
 def check_same_run(old: Mapping[str, Any], old_fingerprint: str, config: RunConfig, fingerprint: str) -> None:
     """check_compatible for plain data, such as the config.json of a run folder that holds no checkpoint yet."""
     new = config.model_dump(mode="json")
-    if old["objective"] != new["objective"]:
-        names = sorted({*old["objective"], *new["objective"]})
-        differs = [f"objective.{k}" for k in names if old["objective"].get(k) != new["objective"].get(k)]
+    names = {*old["objective"], *new["objective"]} - getattr(config.objective, "SAMPLING_FIELDS", frozenset())
+    differs = [f"objective.{k}" for k in sorted(names) if old["objective"].get(k) != new["objective"].get(k)]
+    if differs:
         raise CheckpointError(
             f"the run folder holds another model ({', '.join(differs)} differ{'s' if len(differs) == 1 else ''});"
             " pass another --out, or --overwrite to start again"

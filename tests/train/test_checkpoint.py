@@ -132,6 +132,12 @@ def test_another_run_is_refused(copy: Path, shards: str, override: str, text: st
     assert sorted(copy.rglob("*")) == before
 
 
+def test_how_samples_are_drawn_may_change_when_a_run_goes_on(copy: Path, shards: str) -> None:
+    config = small(*STEPS, "objective.ar_steps=3", "objective.guidance=1.5")
+    assert type(config.objective).model_fields.keys() >= config.objective.SAMPLING_FIELDS
+    assert train(config, copy, shards).step == config.train.num_steps
+
+
 def test_other_shards_and_a_damaged_run_folder_are_refused(copy: Path, shards: str, tmp_path: Path) -> None:
     facts = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(facts | {"fingerprint": "0" * 64}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,19 @@ class PolyConFMConfig(BaseModel):
     """One objective: encoders, masked-autoregressive trunk, one local head, one orientation head."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    # fields that change no loss: a run that is continued may change them
+    SAMPLING_FIELDS: ClassVar[frozenset[str]] = frozenset(
+        (
+            "ar_steps",
+            "local_steps",
+            "orientation_steps",
+            "guidance",
+            "project_shared_bond",
+            "clash_rounds",
+            "clash_redraws",
+            "clash_proposals",
+        )
+    )
 
     name: Literal["polyconfm"] = "polyconfm"
     width: int = Field(96, ge=32, description="channels of every token; a quarter of them is odd under reflection")
@@ -57,7 +70,7 @@ class PolyConFMConfig(BaseModel):
 
     @classmethod
     def tiny(cls) -> Self:
-        """About 1 M parameters: demo and tests."""
+        """About 1.5 M parameters: demo and tests."""
         return cls()
 
     @classmethod
@@ -69,14 +82,14 @@ class PolyConFMConfig(BaseModel):
 
     @classmethod
     def base(cls) -> Self:
-        """About 150 M parameters, the size of the paper."""
+        """About 140 M parameters, the size of the paper."""
         return cls(
             width=576, num_heads=12, sequence_layers=6, graph_layers=5, unit_layers=8, trunk_layers=6, local_layers=6, orientation_layers=6
         )
 
     @classmethod
     def large(cls) -> Self:
-        """About 400 M parameters."""
+        """About 530 M parameters."""
         return cls(
             width=896,
             num_heads=14,
