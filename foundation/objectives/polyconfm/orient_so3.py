@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.geometry import igso3
-from foundation.geometry.assembly import overlap_translations, project_rotations
+from foundation.geometry.assembly import NBR0, NBR1, STAR0, STAR1, overlap_translations, project_rotations
 from foundation.geometry.igso3 import SO3Schedule
-from foundation.nn.embedding import FourierFeatures, RadialBasis
+from foundation.geometry.torsions import dihedral
+from foundation.geometry.vectors import cross, take_slots, unit_vector
+from foundation.nn.embedding import FourierFeatures, RadialBasis, harmonics
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedMLP, GradedNorm, Width, cat, key_bias
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.view import GraphView
@@ -17,6 +19,7 @@ from foundation.objectives.polyconfm.view import GraphView
 EVEN_ENTRIES = (0, 1, 3, 4, 8)  # of a 3 x 3 matrix, row by row: those that a reflection of both frames leaves
 ODD_ENTRIES = (2, 5, 6, 7)
 LENGTH_SCALE_ANG = 10.0
+NUM_POLAR, NUM_AXIAL = 4, 2  # vectors of a unit's two junctions: bonds as both sides see them, turns that make the two views agree
 
 
 class SO3Head(nn.Module):
@@ -24,20 +27,25 @@ class SO3Head(nn.Module):
 
     Source: Yim et al., FrameDiff, arXiv 2302.02277, section 3.2, as used by PolyConFM, arXiv 2510.16023. Differs: uniform prior, exact
     score, translations from the overlap in training and sampling alike, boolean masks, any batch size, optional projection onto the
-    shared bond; a pair-bias transformer on relative frames takes the place of IPA.
+    shared bond; a pair-bias transformer on relative frames takes the place of IPA; the score may point along the shared bonds and along
+    the turns that make them agree, so the network weighs directions instead of inventing them.
     """
 
     def __init__(self, config: PolyConFMConfig, width: Width) -> None:
         super().__init__()
         self.schedule = SO3Schedule()
         self.num_steps, self.project = config.orientation_steps, config.project_shared_bond
-        self.join = GradedMLP(Width(3 * width.even + 14, 3 * width.odd + 10), width, expand=2)
+        self.num_harmonics = config.num_harmonics
+        extra = Width(14 + 2 * NUM_POLAR + NUM_AXIAL + 2 * self.num_harmonics, 10 + NUM_POLAR + 2 * NUM_AXIAL + 2 * self.num_harmonics)
+        sides = Width(3 * width.even + extra.even, 3 * width.odd + extra.odd)
+        self.join = GradedMLP(sides, width, expand=2)
         self.noise = FourierFeatures(width.even)
         self.radial = RadialBasis(num=16, reach_ang=48.0)
         self.pair = nn.Linear(16, config.num_heads)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
         self.norm = GradedNorm(width)
-        self.out = GradedLinear(width, Width(1, 2), zero=True)
+        self.mix = GradedMLP(Width(width.even + extra.even, width.odd + extra.odd), width, expand=2)
+        self.out = GradedLinear(width, Width(1 + NUM_AXIAL, 2 + NUM_POLAR), zero=True)
 
     def forward(self, rot: Tensor, t: Tensor, x_unit_ang: Tensor, context: Graded, condition: Condition) -> Tensor:
         """Body-frame score divided by its typical size.
@@ -61,7 +69,13 @@ class SO3Head(nn.Module):
         shift = [(inverse @ (origin[k] - origin)[..., None])[..., 0] / LENGTH_SCALE_ANG for k in (before, after)]
         even = torch.cat([m[:, EVEN_ENTRIES] for m in relative] + [s[:, :2] for s in shift], -1)  # (U, 14)
         odd = torch.cat([m[:, ODD_ENTRIES] for m in relative] + [s[:, 2:] for s in shift], -1)  # (U, 10)
-        tokens = self.join(cat(context, context[before].masked(~start), context[after].masked(joined), Graded(even, odd)))
+        sigma = self.schedule.sigma(t)[condition.unit_chain]
+        polar, axial, angles = self.junctions(rot, sigma, x_unit_ang, condition)
+        vectors = Graded(
+            torch.cat([polar[..., :2].flatten(1), axial[..., 2]], -1), torch.cat([polar[..., 2], axial[..., :2].flatten(1)], -1)
+        )
+        local = cat(Graded(even, odd), vectors, angles)
+        tokens = self.join(cat(context, context[before].masked(~start), context[after].masked(joined), local))
         row, column = ragged_coordinates(condition.chain_ptr)
         width = int(condition.num_units.max())
         h = Graded(*(x.new_zeros(condition.num_chains, width, x.shape[-1]).index_put((row, column), x) for x in tokens))
@@ -71,8 +85,44 @@ class SO3Head(nn.Module):
         given = Graded(self.noise(t)[:, None], h.odd.new_zeros(len(t), 1, h.odd.shape[-1]))
         for block in self.blocks:
             h = block(h, bias, position, given)
-        out = self.out(self.norm(h)[row, column])
-        return torch.cat([out.odd, out.even], -1).float()  # rotation about z is even, about x and y odd
+        out = self.out(self.mix(cat(self.norm(h)[row, column], local)))
+        free = torch.cat([out.odd[:, :2], out.even[:, :1]], -1).float()  # rotation about z is even, about x and y odd
+        along = (out.odd[:, 2:, None].float() * polar).sum(1) + (out.even[:, 1:, None].float() * axial).sum(1)
+        return free + along
+
+    def junctions(self, rot: Tensor, sigma: Tensor, x_unit_ang: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Graded]:
+        """The two junctions of every unit, seen from its frame; zero where a chain ends.
+
+        Args:
+            rot: (U, 3, 3) noisy world_from_unit.
+            sigma: (U,) noise level.
+            x_unit_ang: (U, A, 3).
+
+        Returns:
+            (U, NUM_POLAR, 3) unit vectors of the shared bonds: own tail bond, the same as the next unit has it, own head bond, the same as
+            the unit before has it. (U, NUM_AXIAL, 3) turns from the other's view to the own, at most 1 long, in units of the noise where
+            they are small. Noisy link dihedrals of both junctions as harmonics.
+        """
+        chain = condition.unit_chain
+        start, joined = condition.unit_position == 0, condition.has_next
+        index = torch.arange(len(start), device=rot.device)
+        before, after = torch.where(start, index, index - 1), torch.where(joined, index + 1, index)
+        x = take_slots(x_unit_ang, torch.cat([condition.key_slot[chain], condition.link_slot[chain]], 1)).to(rot.dtype)
+        tail, head = unit_vector(x[:, STAR1] - x[:, NBR1]), unit_vector(x[:, NBR0] - x[:, STAR0])
+
+        def seen(vector: Tensor, other: Tensor) -> Tensor:
+            """A vector of the unit ``other`` in the own frame."""
+            return torch.einsum("uji,ujk,uk->ui", rot, rot[other], vector[other])
+
+        theirs_tail, theirs_head = seen(head, after), seen(tail, before)
+        turns = torch.stack([cross(theirs_tail, tail), cross(theirs_head, head)], 1)
+        turns = turns * (turns.square().sum(-1, keepdim=True) + sigma[:, None, None].square()).rsqrt()
+        # x[:, 4], x[:, 5]: the atoms that the link dihedral is measured from
+        phi = dihedral(x[:, 4], x[:, NBR1], x[:, STAR1], x[:, STAR1] + seen(x[:, 5] - x[:, NBR0], after))
+        angles = harmonics(phi, self.num_harmonics)
+        there = torch.stack([joined, start.logical_not()], 1)
+        polar = torch.stack([tail, theirs_tail, head, theirs_head], 1) * there.repeat_interleave(2, 1)[..., None]
+        return polar, turns * there[..., None], cat(angles.masked(joined), angles[before].masked(~start))
 
     def loss(
         self,
