@@ -94,6 +94,7 @@ def test_workers_get_threads_accelerator_and_an_offline_tracker(monkeypatch: pyt
     monkeypatch.delenv("WANDB_MODE", raising=False)
     assert worker_environment(PLAN) == {
         "OMP_NUM_THREADS": "2",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "WANDB_MODE": "offline",
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
