@@ -100,4 +100,8 @@ def test_workers_get_threads_accelerator_and_an_offline_tracker(monkeypatch: pyt
         "CUDA_VISIBLE_DEVICES": "",
     }
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert worker_environment(replace(PLAN, gpus_per_worker=1.0, cpus_per_worker=0.5)) == {"OMP_NUM_THREADS": "1", "WANDB_MODE": "online"}
+    assert worker_environment(replace(PLAN, gpus_per_worker=1.0, cpus_per_worker=0.5)) == {
+        "OMP_NUM_THREADS": "1",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "WANDB_MODE": "online",
+    }
