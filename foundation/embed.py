@@ -23,7 +23,9 @@ def main(
     num: Annotated[int, typer.Option(help="conformations per polymer, grown by data_shards.conformers.grow; embeddings are averaged")] = 2,
     tacticity: Annotated[str, typer.Option(help="isotactic, syndiotactic or atactic, for centres the P-SMILES leaves open")] = "atactic",
     seed: Annotated[int, typer.Option(help="seed of tacticity and conformations")] = 0,
-    batch_atoms: Annotated[int, typer.Option(help="atoms of one batch, heavy atoms of all units; less needs less memory")] = 20_000,
+    batch_atoms: Annotated[
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+    ] = None,
     workers: Annotated[int, typer.Option(help="processes that grow chains")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,
@@ -48,7 +50,7 @@ def main(
     from data_shards.progress import progress
     from foundation.sampling.embedding import embed_polymers
     from foundation.sampling.provenance import provenance, write_json
-    from foundation.sampling.run import choose_device
+    from foundation.sampling.run import BATCH_ATOMS, choose_device
     from foundation.sampling.tables import embedding_table, write_parquet
     from foundation.train.checkpoint import load_model
 
@@ -58,7 +60,7 @@ def main(
         print(f"{len(requests)} polymers to embed, {len(refused)} that cannot be used, on {where}")
         print(f"dry run: nothing was written to {out}")
         return
-    vectors, lost = embed_polymers(model.to(where), requests, num, batch_atoms, where, progress(), workers)
+    vectors, lost = embed_polymers(model.to(where), requests, num, batch_atoms or BATCH_ATOMS[where.type], where, progress(), workers)
     bad = sorted([*refused, *lost], key=lambda refusal: refusal.row)
     if len(lost) == len(requests):
         first = f", the first: row {bad[0].row} {bad[0].psmiles}: {bad[0].detail}" if bad else ""

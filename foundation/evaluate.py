@@ -21,7 +21,9 @@ def main(
     num: Annotated[int, typer.Option(help="conformations per polymer and method")] = 4,
     limit: Annotated[int | None, typer.Option(help="evaluate at most this many polymers of the split")] = None,
     seed: Annotated[int, typer.Option(help="seed of the conformations, the baselines and the intervals")] = 0,
-    batch_atoms: Annotated[int, typer.Option(help="atoms of one batch, heavy atoms of all units; less needs less memory")] = 20_000,
+    batch_atoms: Annotated[
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+    ] = None,
     train_limit: Annotated[int, typer.Option(help="training polymers read for the histogram baseline")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,
@@ -39,13 +41,13 @@ def main(
     from foundation.evaluation import figures, table
     from foundation.evaluation.protocol import Settings, evaluate, results_of, select
     from foundation.sampling.provenance import provenance, write_json
-    from foundation.sampling.run import choose_device
+    from foundation.sampling.run import BATCH_ATOMS, choose_device
     from foundation.train.checkpoint import load_model
 
-    settings = Settings(split, num, limit, seed, batch_atoms, train_limit)
+    where = choose_device(device)
+    settings = Settings(split, num, limit, seed, batch_atoms or BATCH_ATOMS[where.type], train_limit)
     opened = open_shards(shards)
     entries = select(opened, settings)
-    where = choose_device(device)
     model, _ = load_model(checkpoint)
     if dry_run:
         print(f"{len(entries)} polymers of {split}, {num} conformations by the model and each baseline, on {where}")

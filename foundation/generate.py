@@ -26,7 +26,9 @@ def main(
     seed: Annotated[int, typer.Option(help="seed of tacticity and conformations; equal seeds give equal files")] = 0,
     hydrogens: Annotated[bool, typer.Option(help="place hydrogens on the generated heavy atoms")] = True,
     strict: Annotated[bool, typer.Option(help="leave out conformations that fail the check of bonds and clashes")] = False,
-    batch_atoms: Annotated[int, typer.Option(help="atoms of one batch, heavy atoms of all units; less needs less memory")] = 20_000,
+    batch_atoms: Annotated[
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace --out and its provenance")] = False,
@@ -46,12 +48,12 @@ def main(
 
     from data_shards.progress import progress
     from foundation.sampling.job import Job, show_plan, show_report, write_chains
-    from foundation.sampling.run import choose_device
+    from foundation.sampling.run import BATCH_ATOMS, choose_device
     from foundation.train.checkpoint import load_model
 
     where = choose_device(device)
     model, _ = load_model(checkpoint)
-    job = Job(requests, refused, num, seed, batch_atoms, hydrogens, strict, where, checkpoint)
+    job = Job(requests, refused, num, seed, batch_atoms or BATCH_ATOMS[where.type], hydrogens, strict, where, checkpoint)
     if dry_run:
         show_plan(job, out)
         return

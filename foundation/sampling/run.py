@@ -16,6 +16,7 @@ from foundation.objectives.base import Objective, Samples
 from foundation.sampling.request import ChainRequest, chain_condition, plan_batches
 
 OUT_OF_MEMORY = "out of memory"
+BATCH_ATOMS = {"cpu": 4_000, "cuda": 20_000}  # a CPU gains nothing from larger batches, and progress shows batch by batch
 
 
 @dataclass(frozen=True)
