@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rdkit import Chem
 
 from foundation.batch import Batch, to_dense
 from foundation.geometry import igso3, torus
@@ -137,28 +138,43 @@ def test_the_rotation_sampler_with_the_exact_score_finds_the_known_frames() -> N
     assert torch.arccos(((trace - 1) / 2).clamp(-1, 1)).max() < 0.05
 
 
+def renumberings(batch: Batch) -> list[list[int]]:
+    """Orders of the atoms of the first unit graph that no graph feature tells apart, such as a ring turned by 180 degrees."""
+    size = int(batch.graph_ptr[1])
+    mol = Chem.RWMol()
+    for number in batch.atom_feat[:size, 0].tolist():
+        mol.AddAtom(Chem.Atom(int(number)))
+    for i, j in {(min(pair), max(pair)) for pair in batch.bond_index.T.tolist() if max(pair) < size and pair[0] != pair[1]}:
+        mol.AddBond(i, j, Chem.BondType.SINGLE)
+    return [list(match) for match in mol.GetMol().GetSubstructMatches(mol.GetMol(), uniquify=False)]
+
+
 @pytest.mark.slow
 def test_the_cartesian_head_learns_one_unit_to_a_tenth_of_an_angstrom() -> None:
     torch.manual_seed(0)
-    batch = batch_of((("*CC(*)c1ccccc1", 1),))
+    one, copies = batch_of((("*CC(*)c1ccccc1", 1),)), batch_of((("*CC(*)c1ccccc1", 1),) * 16)
     model = build_objective(PolyConFMConfig(local_head="cartesian", phase="local", local_steps=30, label_dropout=0.0))
-    fit(model, batch, 1500, 3e-3)
-    samples = model.sample(batch, 8, rng(1))
-    truth = batch.x_unit_ang.repeat(8, 1)
-    assert (kabsch_rmsd_packed(samples.x_unit_ang, truth, torch.arange(9) * 10) < 0.1).all()
+    fit(model, copies, 1200, 3e-3)
+    shapes = model.sample(one, 16, rng(1)).x_unit_ang.view(16, 10, 3)
+    truth, ptr = one.x_unit_ang.repeat(16, 1), torch.arange(17) * 10
+    orders = renumberings(one)
+    assert len(orders) == 2
+    rmsd = torch.stack([kabsch_rmsd_packed(shapes[:, order].reshape(-1, 3), truth, ptr) for order in orders])
+    assert (rmsd.min(0).values < 0.1).all()
 
 
 @pytest.mark.slow
 def test_the_torsional_and_link_heads_learn_one_chain_by_heart() -> None:
     torch.manual_seed(0)
-    batch = with_seeds(batch_of((("*CC(*)c1ccccc1", 5),)))
+    one, copies = (with_seeds(batch_of((("*CC(*)c1ccccc1", 5),) * num)) for num in (1, 8))
     model = build_objective(
         PolyConFMConfig(label_dropout=0.0, full_mask_fraction=0.0, low_mask_fraction=0.0, clash_rounds=0, orientation_steps=60)
     )
-    terms = fit(model, batch, 1500, 2e-3)
+    terms = fit(model, copies, 1000, 2e-3)
     late = terms[-100:]
     assert sum(t["orientation"] for t in late) / 100 < 0.25
-    context_free = model.sample(batch, 4, rng(2))
-    assert context_free.link_dihedral_rad is not None
-    gap = torch.remainder(context_free.link_dihedral_rad.view(4, 5)[:, :4] - batch.link_dihedral_rad[:4] + math.pi, 2 * math.pi) - math.pi
-    assert (gap.abs() < math.radians(10)).float().mean() > 0.5
+    drawn = model.sample(one, 8, rng(2)).link_dihedral_rad
+    assert drawn is not None
+    gap = torch.remainder(drawn.view(8, 5)[:, :4] - one.link_dihedral_rad[:4] + math.pi, 2 * math.pi) - math.pi
+    assert (gap.abs() < math.radians(10)).float().mean() > 0.5, gap.abs().rad2deg()
+    assert (gap.abs() < math.radians(30)).float().mean() > 0.9
