@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import typer
 
 from foundation.track.tracker import read_metrics
@@ -97,9 +99,17 @@ def killed_at(when: list[int], out: Path, shards: str, steps: int, ranks: int, *
         )
         while process.poll() is None and (not (rows := read_metrics(out / METRICS)) or rows[-1]["step"] < step):
             time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)  # all ranks at once, as when a machine is lost
+        kill_all(process.pid)  # all ranks at once, as when a machine is lost
         process.wait()
     return train(out, shards, steps, ranks, *overrides)
+
+
+def kill_all(pid: int) -> None:
+    """SIGKILL a process and all that it started: torchrun's workers have sessions of their own and would live on."""
+    launcher = psutil.Process(pid)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
 
 
 def setting(shards: str, steps: int) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import platform
 import secrets
+import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +24,7 @@ from data_shards.manifest import write_atomic
 from data_shards.reader import ShardSet, open_shards
 from foundation.config import RunConfig
 from foundation.data.loader import StepLoader, ValidationBatch, order_of, validation_batches
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
 from foundation.track.console import Console
 from foundation.track.tracker import Tracker
@@ -35,7 +38,8 @@ from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
 
 log = logging.getLogger(__name__)
-CONFIG, RUN = "config.json", "run.json"
+CONFIG, RUN, LOCK = "config.json", "run.json", "lock"
+LOCK_WAIT_SEC = 60.0  # a run whose launcher was killed may have workers that are about to notice
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def train(
     check_run_folder(out, config, opened.fingerprint)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    with Ranks.start(rank, world_size) as ranks, reproducible(ranks.device), StopRequest() as stop:
+    with ExitStack() as held, Ranks.start(rank, world_size) as ranks, reproducible(ranks.device), StopRequest() as stop:
+        ranks.on_rank_zero(lambda: held.enter_context(sole_writer(out)))
         engine, ema, state, saved = start_or_resume(config, out, opened, ranks, init_from)
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
         tracker = console = None
@@ -225,6 +230,32 @@ def check_run_folder(out: Path, config: RunConfig, fingerprint: str) -> None:
     except ValueError as error:
         raise CheckpointError(f"{out / CONFIG} or {out / RUN} is damaged ({error}); pass another --out, or --overwrite") from None
     checkpoint.check_same_run(old, facts["fingerprint"], config, fingerprint)
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Two runs must not write one folder: workers that outlive their launcher would mix their steps with those of its successor.
+
+    Raises:
+        InputError: another process still writes there after LOCK_WAIT_SEC.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + LOCK_WAIT_SEC
+    with (out / LOCK).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise InputError(f"another process is training into {out}; stop it or wait for it, or pass another --out") from None
+                time.sleep(0.2)
+        try:
+            yield
+        except InputError:  # nothing came of it
+            if [path.name for path in out.iterdir()] == [LOCK]:
+                shutil.rmtree(out)
+            raise
 
 
 def describe_run(out: Path, config: RunConfig, shards: ShardSet, world_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from data_shards.reader import open_shards
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
-from foundation.train import checkpoint
+from foundation.train import checkpoint, loop
 from foundation.train.checkpoint import load_model
 from foundation.train.loop import train
 from tests.train.conftest import losses, small
@@ -136,6 +137,19 @@ def test_how_samples_are_drawn_may_change_when_a_run_goes_on(copy: Path, shards:
     config = small(*STEPS, "objective.ar_steps=3", "objective.guidance=1.5")
     assert type(config.objective).model_fields.keys() >= config.objective.SAMPLING_FIELDS
     assert train(config, copy, shards).step == config.train.num_steps
+
+
+def test_a_folder_that_another_process_writes_is_refused_and_freed_by_its_end(
+    copy: Path, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOCK_WAIT_SEC", 0.3)
+    before = (copy / "metrics.jsonl").read_bytes()
+    with (copy / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"another process is training into .*; stop it or wait for it, or pass another --out"):
+            train(small(*STEPS), copy, shards)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+    assert train(small(*STEPS), copy, shards).step == small(*STEPS).train.num_steps
 
 
 def test_other_shards_and_a_damaged_run_folder_are_refused(copy: Path, shards: str, tmp_path: Path) -> None:

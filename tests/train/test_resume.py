@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from foundation.track.tracker import read_metrics
@@ -31,6 +33,14 @@ def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def kill_all(pid: int) -> None:
+    """SIGKILL a process and all that it started: torchrun's workers have sessions of their own."""
+    launcher = psutil.Process(pid)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
 def interrupt(shards: str, out: Path, lines: int, number: signal.Signals, *overrides: str, ranks: int = 1) -> int:
     """Start the command, send a signal once metrics.jsonl has so many lines, return the exit code."""
     process = subprocess.Popen(
@@ -44,7 +54,7 @@ def interrupt(shards: str, out: Path, lines: int, number: signal.Signals, *overr
     while process.poll() is None and len(read_metrics(out / "metrics.jsonl")) < lines and time.monotonic() < deadline:
         time.sleep(0.002)
     if number == signal.SIGKILL:
-        os.killpg(process.pid, number)  # all ranks at once, as when a machine is lost
+        kill_all(process.pid)  # all ranks at once, as when a machine is lost
     else:
         os.kill(process.pid, number)
     return process.wait(timeout=120)
