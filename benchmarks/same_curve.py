@@ -83,7 +83,7 @@ def train(out: Path, shards: str, steps: int, ranks: int, *overrides: str) -> li
     """Losses of a run from start, or from where it stopped, to the end."""
     done = subprocess.run(command(out, shards, steps, ranks, *overrides), capture_output=True, text=True, check=False, env=environment())
     if done.returncode:
-        raise RuntimeError(f"training failed with exit code {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"training failed with exit code {done.returncode}: {done.stderr[-6000:]}")
     return [row["train/loss"] for row in read_metrics(out / METRICS)]
 
 
