@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 DEMO := runs/demo
 DEMO_LIMIT ?= 120
 DEMO_UNITS ?= 20
-DEMO_STEPS ?= 300
+DEMO_STEPS ?= 240
 STRUCTURES := $(DEMO)/polystyrene-100.sdf $(DEMO)/polylactide-50.sdf $(DEMO)/pmma-50.sdf
 
 demo: $(DEMO)/eval/results.json $(STRUCTURES)  ## bundled polymers > shards > pretraining > conformations > evaluation, in runs/demo
