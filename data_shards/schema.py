@@ -55,6 +55,19 @@ class UnitTopology:
         return len(self.elements)
 
 
+@dataclass(frozen=True, eq=False)
+class TopologyKey:
+    """A topology as the key of a cache: two of one P-SMILES are the same."""
+
+    topology: UnitTopology
+
+    def __hash__(self) -> int:
+        return hash(self.topology.psmiles)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopologyKey) and other.topology.psmiles == self.topology.psmiles
+
+
 @dataclass(frozen=True)
 class PolymerSample:
     """One chain with K conformations: what a shard holds."""

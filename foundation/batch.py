@@ -95,6 +95,16 @@ class Condition:
         return self.unit_position < (self.num_units - 1)[self.unit_chain]
 
     @property
+    def unit_before(self) -> Tensor:
+        """(U,) index of the unit before; a first unit names itself."""
+        return torch.arange(len(self.unit_chain), device=self.chain_ptr.device) - (self.unit_position > 0).long()
+
+    @property
+    def unit_after(self) -> Tensor:
+        """(U,) index of the unit after; a last unit names itself."""
+        return torch.arange(len(self.unit_chain), device=self.chain_ptr.device) + self.has_next.long()
+
+    @property
     def atoms_per_unit(self) -> Tensor:
         """(U,) atoms of every unit, stars included."""
         return self.graph_ptr.diff()[self.unit_chain]

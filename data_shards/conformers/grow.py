@@ -97,7 +97,7 @@ def grow_chain(
 class _Choice:
     """From which shapes and dihedrals each unit draws."""
 
-    library: FragmentLibrary
+    fragments: FragmentLibrary
     signs: NDArray[np.int8]  # (N, c)
     pattern: NDArray[np.int64]  # (N,) row of the tables below
     shapes: list[NDArray[np.int64]]  # of each pattern
@@ -116,7 +116,7 @@ class _Choice:
         cumulative = self.cumulative[self.pattern[index]]
         place = np.searchsorted(cumulative, uniform[0] * cumulative[-1], side="right").clip(max=len(cumulative) - 1)
         shapes = self.shapes[self.pattern[index]][place]
-        junction = self.library.junction
+        junction = self.fragments.junction
         s = int(self.signs[index - 1, junction.left]) if junction.left >= 0 and index else 0
         t = int(self.signs[index, junction.right]) if junction.right >= 0 and index else 0
         return shapes, junction.draw(s, t, uniform[1], flatness) if index else 2 * np.pi * uniform[1]
@@ -182,16 +182,16 @@ class _Growth:
         atoms = shapes_of.x_head_ang.shape[1] if last else shapes_of.num_own + 1
         start = self.origin_ang[index - 1] if index else np.zeros(3)
         near = self._surroundings(index, start)
-        library = self.choice.library
+        fragments = self.choice.fragments
         for count, flatness in CANDIDATES:
             shapes, dihedrals = self.choice.draw(index, count, flatness, self.rng)
             turned = (self.rotation[index - 1] if index else np.eye(3)) @ _twist(dihedrals)  # (M, 3, 3) world_from_head
             x_ang = shapes_of.x_head_ang[shapes] @ np.swapaxes(turned, 1, 2)  # (M, A + ..., 3) about start
             weights = self._contact_weights(x_ang[:, :atoms], near)
             if index == 0:
-                weights = weights * library.head_fits[shapes]
+                weights = weights * fragments.head_fits[shapes]
             if last:
-                weights = weights * library.tail_fits[shapes]
+                weights = weights * fragments.tail_fits[shapes]
             total = np.cumsum(weights)
             if total[-1] > 0:
                 chosen = int(np.searchsorted(total, self.rng.random() * total[-1], side="right").clip(max=count - 1))

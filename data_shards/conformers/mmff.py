@@ -28,7 +28,7 @@ from rdkit.Chem import rdForceFieldHelpers
 from data_shards.chem.chain import chain_mol
 from data_shards.chem.topology import graph_distances
 from data_shards.errors import PolymerError
-from data_shards.schema import UnitTopology, atom_owners, chain_hydrogens
+from data_shards.schema import TopologyKey, UnitTopology, atom_owners, chain_hydrogens
 
 Variant = Literal["MMFF94", "MMFF94s"]
 KINDS = ("bond", "angle", "stretch_bend", "torsion", "out_of_plane", "van_der_waals", "electrostatics")  # position = force group
@@ -188,19 +188,6 @@ def _no_force_field(mol: Chem.Mol, detail: str) -> PolymerError:
     return PolymerError(Chem.MolToSmiles(Chem.RemoveHs(mol, sanitize=False)), "no-force-field", f"{detail}; leave the polymer out")
 
 
-@dataclass(frozen=True, eq=False)
-class _Key:
-    """A topology as a cache key: two of one P-SMILES are the same."""
-
-    topology: UnitTopology
-
-    def __hash__(self) -> int:
-        return hash(self.topology.psmiles)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.topology.psmiles == self.topology.psmiles
-
-
 def chain_terms(topology: UnitTopology, num_units: int, variant: Variant = "MMFF94s") -> Terms:
     """Terms of a chain, equal to read_terms of it, in a time linear in its length.
 
@@ -218,7 +205,7 @@ def chain_terms(topology: UnitTopology, num_units: int, variant: Variant = "MMFF
     """
     copies = _Copies(topology, num_units)
     try:
-        terms = _oligomer(_Key(topology), min(num_units, copies.short), variant)
+        terms = _oligomer(TopologyKey(topology), min(num_units, copies.short), variant)
         if num_units <= copies.short:
             return terms
         if not copies.would_repeat(terms):
@@ -230,7 +217,7 @@ def chain_terms(topology: UnitTopology, num_units: int, variant: Variant = "MMFF
 
 
 @lru_cache(maxsize=64)
-def _oligomer(key: _Key, num_units: int, variant: Variant) -> Terms:
+def _oligomer(key: TopologyKey, num_units: int, variant: Variant) -> Terms:
     return read_terms(chain_mol(key.topology, num_units, hydrogens=True), variant)
 
 

@@ -1,6 +1,6 @@
 """Equilibrium bond lengths and angles of MMFF94 for every bond and angle of a chain, from a short oligomer.
 
-RDKit's typing of a whole chain grows with the cube of its length; a chain of four units holds every bond and angle that a longer one has.
+A chain of four units holds every bond and angle that a longer one has, so typing does not grow with the chain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers
 
 from data_shards.chem.chain import chain_mol
-from data_shards.schema import UnitTopology, atom_owners, chain_bonds
+from data_shards.schema import TopologyKey, atom_owners, chain_bonds
 from foundation.evaluation.chains import ChainTables, angle_triples
 
 OLIGOMER_UNITS = 4  # first, inner, the one before the last, last
@@ -44,7 +44,7 @@ def equilibrium(tables: ChainTables) -> Equilibrium:
     """
     topology, num_units = tables.topology, tables.num_units
     short = min(num_units, OLIGOMER_UNITS)
-    bonds, bond_ang, angles, angle_deg = _oligomer(_Hashable(topology), short)
+    bonds, bond_ang, angles, angle_deg = _oligomer(TopologyKey(topology), short)
     size = short * (topology.num_atoms - 2) + 2
     unit, _ = atom_owners(topology.key_atoms, topology.num_atoms, num_units)
     # inner units stand for unit 1 of the oligomer, the last two for its last two
@@ -67,21 +67,8 @@ def _look_up(keys: NDArray[np.int64], values: NDArray[np.float64], wanted: NDArr
     return values[found]
 
 
-@dataclass(frozen=True, eq=False)
-class _Hashable:
-    """A topology as a cache key: two of one P-SMILES are the same."""
-
-    topology: UnitTopology
-
-    def __hash__(self) -> int:
-        return hash(self.topology.psmiles)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashable) and other.topology.psmiles == self.topology.psmiles
-
-
 @lru_cache(maxsize=1024)
-def _oligomer(key: _Hashable, num_units: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+def _oligomer(key: TopologyKey, num_units: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """(Q, 2) bonds, (Q,) angstrom, (R, 3) angles and (R,) degrees of a short chain."""
     topology = key.topology
     bonds, _ = chain_bonds(topology, num_units)

@@ -242,7 +242,7 @@ def _sleep(seconds: float) -> str:
 def _swallow() -> None:
     try:
         time.sleep(5)
-    except Exception:
+    except Exception:  # as careless code does: the time limit must pass through it
         time.sleep(5)
 
 

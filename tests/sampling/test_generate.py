@@ -76,8 +76,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved() -> None:
 
 def test_a_polymer_without_seed_shapes_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from foundation.sampling import request as module
-
-    true = module.library_shapes
+    from foundation.sampling.request import library_shapes as true
 
     def shapes(psmiles: str, seed: int):
         if psmiles == "*C*":

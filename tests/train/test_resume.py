@@ -9,12 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
+from benchmarks.same_curve import kill_all
 from foundation.track.tracker import read_metrics
 from tests.train.conftest import STEPS, command, environment, losses, torchrun
 
@@ -31,14 +30,6 @@ def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "done: step 12" in done.stdout
     assert len({loss for _, loss, _ in losses(out)}) == 12
     return out
-
-
-def kill_all(pid: int) -> None:
-    """SIGKILL a process and all that it started: torchrun's workers have sessions of their own."""
-    launcher = psutil.Process(pid)
-    for process in [launcher, *launcher.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
 
 
 def interrupt(shards: str, out: Path, lines: int, number: signal.Signals, *overrides: str, ranks: int = 1) -> int:

@@ -100,7 +100,7 @@ def _choose_at_junctions(angles_rad: Tensor, x_unit_ang: Tensor, condition: Cond
     draws, num_units = angles_rad.shape
     chain = condition.unit_chain
     key, link = condition.key_slot[chain], condition.link_slot[chain]
-    after = torch.arange(num_units, device=chain.device) + condition.has_next  # the last unit of a chain meets itself, to no effect
+    after = condition.unit_after  # the last unit of a chain meets itself, to no effect
     place = (x_unit_ang.repeat(draws, 1, 1), x_unit_ang[after].repeat(draws, 1, 1), key.repeat(draws, 1), link.repeat(draws, 1))
     moved = junction_transform(*place, angles_rad.reshape(-1)).apply(x_unit_ang[after].repeat(draws, 1, 1).double())
     distance = torch.cdist(x_unit_ang.double().repeat(draws, 1, 1), moved).unflatten(0, (draws, num_units))  # (R, U, A, A)

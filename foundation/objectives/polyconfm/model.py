@@ -211,16 +211,16 @@ class PolyConFM(nn.Module):
             kept = torch.ones_like(condition.has_next).index_fill(0, made.units.flatten(), False)[unit]
             known = self.know(part)
             x_part, tokens = self.sample_units(part, known, rng, x_unit[unit][:, : part.max_atoms], kept)
-            stays = kept & kept[torch.arange(len(kept), device=kept.device) + part.has_next]
+            stays = kept & kept[part.unit_after]
             again = self.sample_links(part, known, x_part, tokens, rng, made.angles_rad[unit].masked_fill(~stays, torch.nan))
             count = torch.bincount(chain[made.units[0]], minlength=condition.num_chains)
             better = torch.bincount(part.unit_chain[again.units[0]], minlength=len(chosen)) <= count[chosen]
-            taken = unit[better[part.unit_chain]]
+            taken = better[part.unit_chain]  # (units of part,)
             x_unit, angles = x_unit.clone(), made.angles_rad.clone()
-            x_unit[taken, : part.max_atoms] = x_part[better[part.unit_chain]]
-            angles[taken] = again.angles_rad[better[part.unit_chain]]
+            x_unit[unit[taken], : part.max_atoms] = x_part[taken]
+            angles[unit[taken]] = again.angles_rad[taken]
             old = made.units[:, ~torch.isin(chain[made.units[0]], chosen[better])]
-            new = unit[again.units[:, better[part.unit_chain[again.units[0]]]]]
+            new = unit[again.units[:, taken[again.units[0]]]]
             made = Untangled(angles, torch.cat([old, new], 1), made.num_before)
         return x_unit, made
 

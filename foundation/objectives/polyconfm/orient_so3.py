@@ -61,8 +61,7 @@ class SO3Head(nn.Module):
         """
         start = condition.unit_position == 0
         joined = condition.has_next
-        index = torch.arange(len(start), device=rot.device)
-        before, after = torch.where(start, index, index - 1), torch.where(joined, index + 1, index)
+        before, after = condition.unit_before, condition.unit_after
         origin = overlap_translations(rot, x_unit_ang, condition.key_slot[condition.unit_chain], start).float()
         inverse = rot.transpose(1, 2)
         relative = [(inverse @ rot[k]).flatten(1) * mask[:, None] for k, mask in ((before, ~start), (after, joined))]
@@ -105,8 +104,7 @@ class SO3Head(nn.Module):
         """
         chain = condition.unit_chain
         start, joined = condition.unit_position == 0, condition.has_next
-        index = torch.arange(len(start), device=rot.device)
-        before, after = torch.where(start, index, index - 1), torch.where(joined, index + 1, index)
+        before, after = condition.unit_before, condition.unit_after
         x = take_slots(x_unit_ang, torch.cat([condition.key_slot[chain], condition.link_slot[chain]], 1)).to(rot.dtype)
         tail, head = unit_vector(x[:, STAR1] - x[:, NBR1]), unit_vector(x[:, NBR0] - x[:, STAR0])
 

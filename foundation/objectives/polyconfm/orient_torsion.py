@@ -56,8 +56,7 @@ class LinkTorsionHead(nn.Module):
             (U,), zero at the last unit of a chain.
         """
         joined = condition.has_next
-        unit = torch.arange(len(joined), device=joined.device)
-        after = torch.where(joined, unit + 1, unit)
+        after = condition.unit_after
         contacts = self.contacts_of(phi_rad, x_unit_ang, condition, graphs)
         sides = cat(context, context[after], harmonics(phi_rad, self.num_harmonics), *contacts)
         row, column = ragged_coordinates(condition.chain_ptr)
@@ -79,7 +78,7 @@ class LinkTorsionHead(nn.Module):
         key, link = condition.key_slot[chain], condition.link_slot[chain]
         world, _ = assemble_links(x_unit_ang, key, link, start, phi_rad)
         joined, index = condition.has_next, torch.arange(len(chain), device=chain.device)
-        after = torch.where(joined, index + 1, index)
+        before, after = condition.unit_before, condition.unit_after
         skips = joined & joined[after]
         second = torch.where(skips, index + 2, index)
         hinge = take_slots(world, key[:, [NBR1]])[:, 0]  # (U, 3), all that follows is seen from here
@@ -103,7 +102,6 @@ class LinkTorsionHead(nn.Module):
         near = pairs(after, index[:, None], close, self.near, joined)[:, 0]
         apart = torch.where(across > 0, 2, LEFT_OUT)  # own atoms on both sides
         far = pairs(second, torch.stack([index, after], 1), apart, self.far, skips)  # (U, 2, .)
-        before = torch.where(start, index, index - 1)
         return near, far[:, 0] + far[before, 1].masked(~start)
 
     def loss(
