@@ -13,6 +13,26 @@ from data_shards.errors import InputError
 FLAGS = {"num_conformations": "--conformers", "samples_per_shard": "--shard-size", "time_limit_sec": "--time-limit"}
 
 
+class QualityLimits(BaseModel):
+    """When a conformation is dropped: `conformers/quality.py` says what each limit means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heavy_clash: float = Field(0.75, gt=0, le=1, description="share of the sum of van der Waals radii that two heavy atoms must keep")
+    hydrogen_clash: float = Field(0.65, gt=0, le=1, description="the same where one of the two is a hydrogen")
+    extra_bond: float = Field(1.1, gt=0, le=2, description="share of the sum of covalent radii that two atoms without a bond must keep")
+    bond_error_ang: float | None = Field(None, gt=0, description="largest error of a heavy bond; none: 0.05 against the shapes, 0.35 else")
+    hydrogen_bond_error_ang: float = Field(0.2, gt=0, description="largest error of a bond to hydrogen, against covalent radii")
+    angle_error_deg: float = Field(25.0, gt=0, le=180, description="largest error of an angle between heavy atoms, against the shapes")
+    max_ring_size: int = Field(12, ge=0, le=100, description="rings up to this size must not be pierced by a bond; 0: not checked")
+
+
+class MdSettings(BaseModel):
+    """How `--engine md` samples: `conformers/dynamics.py`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class BuildRecipe(BaseModel):
     """What turns a table of P-SMILES into shards. The same recipe and the same rows give the same bytes."""
 
