@@ -91,8 +91,6 @@ def grow_and_check(psmiles: str, num_units: int, repeats: int) -> dict[str, Any]
     unit = build_unit(psmiles)
     library = fragment_library(unit)
     library_sec = time.process_time() - start
-    i, j = unit.topology.bonds.T
-    lengths = library.bond_lengths_ang[:, i, j].T
     count = num_units * canonicalise(psmiles).multiplicity
     grow_chain(unit, 5, num_conformations=1, library=library)  # warm-up
     seconds, radii, defects, dead_ends, worst = [], [], 0, 0, 0.0
@@ -103,10 +101,9 @@ def grow_and_check(psmiles: str, num_units: int, repeats: int) -> dict[str, Any]
         heavy = chain.heavy_ang[0].astype(np.float64)
         radii.append(float(((heavy - heavy.mean(0)) ** 2).sum(1).mean()))
         dead_ends += chain.info["dead_ends"][0]
-        report = check_chain(
-            unit.topology, count, chain.heavy_ang[0], chain.hydrogen_ang[0], handedness=chain.handedness, reference_ang=lengths
-        )
-        defects += report.num_clashes + report.num_broken_bonds + report.num_extra_bonds + report.num_wrong_centres
+        shapes = {"handedness": chain.handedness, "shapes_ang": library.heavy_ang}
+        report = check_chain(unit.topology, count, chain.heavy_ang[0], chain.hydrogen_ang[0], **shapes)
+        defects += sum(getattr(report, field) for field in vars(report) if field.startswith("num_"))
         worst = max(worst, report.worst_bond_error_ang)
     quarter, median, three_quarters = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
     return {

@@ -63,6 +63,22 @@ def _distances_from(bonded: NDArray[np.bool_], source: int) -> NDArray[np.uint8]
     return out
 
 
+def rings(topology: UnitTopology, max_size: int) -> list[NDArray[np.int64]]:
+    """The smallest ring through each ring bond, each ring once: slots in order around it. Rings above ``max_size`` atoms are left out."""
+    bonded = adjacency(topology)
+    found: dict[frozenset[int], NDArray[np.int64]] = {}
+    for i, j in topology.bonds.tolist():
+        cut = _without(bonded, i, j)
+        hops = _distances_from(cut, i)
+        if not 1 < hops[j] < min(max_size, 255):
+            continue
+        path = [j]
+        while path[-1] != i:
+            path.append(int(np.flatnonzero(cut[path[-1]] & (hops == hops[path[-1]] - 1))[0]))
+        found.setdefault(frozenset(path), np.array(path))
+    return list(found.values())
+
+
 def ring_bonds(topology: UnitTopology) -> NDArray[np.bool_]:
     """(m,) True for bonds in a ring."""
     return ring_sizes_of_bonds(topology) > 0

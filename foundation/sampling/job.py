@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_shards.conformers.quality import check_chain
 from data_shards.progress import Progress
+from data_shards.recipe import QualityLimits
 from foundation.errors import InputError, PolymerError
 from foundation.sampling.provenance import provenance, write_json
 from foundation.sampling.request import ChainRequest, Refusal, library_shapes, plan_batches
@@ -24,7 +25,7 @@ from foundation.sampling.writers import Properties, StructureFile, provenance_pa
 MAX_FAILURE_LINES = 20
 MAX_TABLE_ROWS = 60
 WIDTH = 130  # columns where the output is no terminal
-BOND_TOLERANCE_ANG = 0.1  # against the same bond in the library's relaxed shapes
+LIMITS = QualityLimits(bond_error_ang=0.1)  # against the same bond in the relaxed shapes
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def _write_one(
         request.num_units,
         x_ang,
         handedness=request.handedness,
-        reference_ang=library_bonds(request),
-        bond_tolerance_ang=BOND_TOLERANCE_ANG,
+        shapes_ang=relaxed_shapes(request),
+        limits=LIMITS,
     )
     if job.strict and not quality.ok:
         return quality.reason
@@ -147,14 +148,12 @@ def _write_one(
     return None
 
 
-def library_bonds(request: ChainRequest) -> NDArray[np.float64] | None:
-    """(m, F) lengths of the unit's bonds in its relaxed library shapes; None where there is no library for it."""
+def relaxed_shapes(request: ChainRequest) -> NDArray[np.float32] | None:
+    """(F, n, 3) relaxed shapes of the unit; None where there is no library for it."""
     try:
-        shapes, _ = library_shapes(request.topology.psmiles, request.seed)
+        return library_shapes(request.topology.psmiles, request.seed)[0]
     except PolymerError:
         return None
-    i, j = request.topology.bonds.T
-    return np.asarray(np.linalg.norm(shapes[:, i] - shapes[:, j], axis=-1).T, dtype=np.float64)
 
 
 def _reasons(report: Report, num: int) -> Iterator[str]:

@@ -46,11 +46,6 @@ def prepared(psmiles: str) -> tuple[RepeatUnit, FragmentLibrary]:
     return unit, fragment_library(unit, num_conformers=8, num_thermal=4)
 
 
-def reference_lengths(unit: RepeatUnit, library: FragmentLibrary) -> NDArray[np.float64]:
-    i, j = unit.topology.bonds.T
-    return library.bond_lengths_ang[:, i, j].T
-
-
 def whole(unit: RepeatUnit, library: FragmentLibrary, chain: GrownChain, k: int = 0) -> bool:
     report = check_chain(
         unit.topology,
@@ -58,7 +53,7 @@ def whole(unit: RepeatUnit, library: FragmentLibrary, chain: GrownChain, k: int 
         chain.heavy_ang[k],
         chain.hydrogen_ang[k],
         handedness=chain.handedness,
-        reference_ang=reference_lengths(unit, library),
+        shapes_ang=library.heavy_ang,
     )
     assert report.ok, report
     return report.ok
@@ -223,7 +218,7 @@ def test_uff_stands_in_where_mmff_has_no_types() -> None:
     assert library.force_field == "UFF"
     chain = grow_chain(unit, 4, num_conformations=1, library=library)
     assert chain.info["force_field"] == "UFF"
-    assert check_chain(unit.topology, 4, chain.heavy_ang[0], reference_ang=reference_lengths(unit, library)).ok
+    assert check_chain(unit.topology, 4, chain.heavy_ang[0], shapes_ang=library.heavy_ang).ok
 
 
 def test_seed_shapes_are_relaxed_shapes_of_every_configuration() -> None:

@@ -9,9 +9,20 @@ import pytest
 from numpy.typing import NDArray
 
 from data_shards.chem.repeat_unit import RepeatUnit, build_unit
+from data_shards.chem.topology import rings
 from data_shards.conformers.fragments import fragment_library
 from data_shards.conformers.grow import GrownChain, grow_chain
-from data_shards.conformers.quality import QualityReport, check_chain, clash_limits_ang, find_clashes, vdw_radii_ang, within_bonds
+from data_shards.conformers.quality import (
+    QualityReport,
+    _pierced,
+    check_chain,
+    clash_limits_ang,
+    find_clashes,
+    vdw_radii_ang,
+    within_bonds,
+)
+from data_shards.recipe import QualityLimits
+from data_shards.schema import chain_bonds, unit_slots
 
 NUM_UNITS = 6
 
@@ -58,12 +69,84 @@ def test_a_broken_bond_is_found_on_heavy_atoms_and_hydrogens() -> None:
 
 def test_bonds_are_compared_with_reference_lengths() -> None:
     unit, chain = polypropylene()
-    exact = np.full((len(unit.topology.bonds), 1), 1.53)
-    assert check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], reference_ang=exact).ok
-    short = check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], reference_ang=exact - 0.2)
+    shapes = fragment_library(unit, num_conformers=4, num_thermal=2).heavy_ang
+    assert check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], shapes_ang=shapes).ok
+    short = check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], shapes_ang=0.87 * shapes)
     assert short.reason == "broken-bond"
     assert short.num_broken_bonds == len(chain.heavy_ang[0]) - 1
-    assert check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], reference_ang=exact - 0.2, bond_tolerance_ang=0.3).ok
+    wide = QualityLimits(bond_error_ang=0.3)
+    assert check_chain(unit.topology, NUM_UNITS, chain.heavy_ang[0], shapes_ang=0.87 * shapes, limits=wide).ok
+
+
+def test_angles_are_compared_with_the_shapes() -> None:
+    unit = build_unit("*C*")
+    straight = np.zeros((8, 3))
+    straight[:, 0], straight[:, 1] = 1.275 * np.arange(8), 0.846 * (np.arange(8) % 2)
+    tetrahedral = straight[None, :3]
+    assert check_chain(unit.topology, 6, straight, shapes_ang=tetrahedral).ok
+    bent = straight.copy()  # the last bond turned by 30 degrees in the plane of the zigzag
+    turn = np.deg2rad(30)
+    bent[7] = bent[6] + np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]) @ (bent[7] - bent[6])
+    report = check_chain(unit.topology, 6, bent, shapes_ang=tetrahedral)
+    assert (report.reason, report.num_bad_angles) == ("bad-angle", 1)
+    assert check_chain(unit.topology, 6, bent, shapes_ang=tetrahedral, limits=QualityLimits(angle_error_deg=31)).ok
+    assert check_chain(unit.topology, 6, bent).ok  # without shapes only impossible angles count
+    folded = straight.copy()
+    folded[7] = folded[6] + 1.53 * np.array([np.cos(2.8), np.sin(2.8), 0.0])
+    assert check_chain(unit.topology, 6, folded, limits=QualityLimits(extra_bond=0.1)).num_bad_angles == 1
+
+
+def test_a_pierced_ring_is_found() -> None:
+    """A chain pulled through one of its own phenyl rings, and one that lies beside it."""
+    unit = build_unit("*CC(*)c1ccccc1")
+    topology = unit.topology
+    chain = grow_chain(unit, 8, num_conformations=1, library=fragment_library(unit, num_conformers=4, num_thermal=2))
+    x = chain.heavy_ang[0].astype(np.float64)
+    assert check_chain(topology, 8, x).num_pierced_rings == 0
+    (ring,) = rings(topology, 12)
+    assert len(ring) == 6
+    bonded = {tuple(sorted(pair)) for pair in topology.bonds.tolist()}
+    assert all(tuple(sorted(pair)) in bonded for pair in zip(ring.tolist(), np.roll(ring, -1).tolist(), strict=True))
+    last = unit_slots(topology.key_atoms, topology.num_atoms, 8)[0][ring]
+    normal = np.cross(x[last[1]] - x[last[0]], x[last[2]] - x[last[0]])
+    normal /= np.linalg.norm(normal)
+    tail = len(x) - 1
+    before = next(int(sum(bond)) - tail for bond in chain_bonds(topology, 8)[0] if tail in bond)
+    for aside, pierced in ((0.0, 1), (0.5, 1), (2.0, 0)):  # the ring's corners are 1.39 angstrom from its centre
+        through = x.copy()
+        centre = x[last].mean(axis=0) + aside * (x[last[0]] - x[last].mean(axis=0)) / 1.39
+        through[[before, tail]] = centre + 0.75 * np.array([[-1.0], [1.0]]) * normal
+        report = check_chain(topology, 8, through)
+        assert report.num_pierced_rings == pierced, aside
+    assert check_chain(topology, 8, through, limits=QualityLimits(max_ring_size=5)).num_pierced_rings == 0
+
+
+def test_piercing_equals_a_count_over_all_rings_and_bonds() -> None:
+    """Against the linking of each segment with each triangle, one at a time, by signed volumes."""
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0, 7, (90, 3))
+    bonds = rng.integers(0, 90, (80, 2))
+    bonds = bonds[bonds[:, 0] != bonds[:, 1]]
+    found_rings = [np.stack([rng.permutation(90)[:size] for _ in range(4)]) for size in (3, 5, 6)]
+
+    def volume(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], d: NDArray[np.float64]) -> float:
+        return float(np.linalg.det(np.stack([b - a, c - a, d - a])))
+
+    expected = 0
+    for atoms in np.concatenate([np.pad(r, ((0, 0), (0, 6 - r.shape[1])), constant_values=-1) for r in found_rings]):
+        ring = atoms[atoms >= 0]
+        centre = x[ring].mean(axis=0)
+        for i, j in bonds:
+            if i in ring or j in ring:
+                continue
+            cut = False
+            for a, b in zip(x[ring], np.roll(x[ring], -1, axis=0), strict=True):
+                sides = np.sign([volume(x[i], centre, a, x[j]), volume(x[i], a, b, x[j]), volume(x[i], b, centre, x[j])])
+                crosses = volume(centre, a, b, x[i]) * volume(centre, a, b, x[j]) < 0
+                cut |= bool(crosses and abs(sides.sum()) == 3)
+            expected += cut
+    assert _pierced(x, bonds, found_rings) == expected
+    assert expected > 20
 
 
 def test_the_wrong_hand_is_found() -> None:
