@@ -85,7 +85,7 @@ def build_shards(options: dict[str, object], *, dry_run: bool) -> None:
     from cluster.spec import build_arguments
     from data_shards.build import app as build
 
-    for name in ("input", "out", "holdout"):
+    for name in ("input", "out", "to_test", "hold_out"):
         if options.get(name):
             options[name] = resolve(str(options[name]))
     arguments = build_arguments(options) + (["--dry-run"] if dry_run else [])

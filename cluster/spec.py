@@ -184,6 +184,10 @@ def build_arguments(build: Mapping[str, Any]) -> list[str]:
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
             arguments += [flag] if value else []
+        elif isinstance(value, Mapping):  # quality: {heavy_clash: 0.7}
+            arguments += [word for name, setting in value.items() for word in (flag, f"{name}={setting}")]
+        elif isinstance(value, list):
+            arguments += [word for setting in value for word in (flag, str(setting))]
         elif value is not None:
             arguments += [flag, str(value)]
     return arguments

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from data_shards.errors import ShardError
 from data_shards.schema import SCHEMA_VERSION
 
 MANIFEST_NAME = "manifest.json"
-FUNNEL_NAME = "funnel.csv"
+FUNNEL_NAME = "funnel.csv"  # every dropped row; FUNNEL_SUMMARIES tell how many for which reason
+FUNNEL_SUMMARIES = ("funnel.json", "funnel.md")
+BUILD_LOG_NAME = "build.json"  # seconds and memory: the one file that differs from run to run
 SPLITS = ("train", "val", "test")
+CHECKSUM = "manifest_sha256"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Manifest:
     created_by: dict[str, str]  # software versions
     funnel: Funnel
     splits: dict[str, tuple[ShardEntry, ...]]
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of the funnel's files
     schema_version: int = SCHEMA_VERSION
 
     def shards(self) -> Iterator[tuple[str, ShardEntry]]:
@@ -80,13 +84,48 @@ class Manifest:
         return digest.hexdigest()
 
     def to_json(self) -> str:
-        """Deterministic JSON text."""
-        data = asdict(self)
-        for shards in data["splits"].values():
-            for shard in shards:
-                for sample in shard["samples"]:
-                    del sample["shard"]
-        return json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n"
+        """The text of manifest.json."""
+        head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "splits"}
+        head["funnel"] = asdict(self.funnel)
+        return b"".join(manifest_lines(head, self.splits)).decode()
+
+
+def manifest_lines(head: Mapping[str, Any], splits: Mapping[str, Iterable[ShardEntry]]) -> Iterator[bytes]:
+    """manifest.json line by line, so that a set of any size is written from constant memory. The last line is a checksum of all before it.
+
+    Args:
+        head: every field but the splits.
+        splits: shards of each split, each taken once, in order.
+    """
+    digest = hashlib.sha256()
+
+    def line(text: str) -> bytes:
+        data = text.encode() + b"\n"
+        digest.update(data)
+        return data
+
+    def dumps(value: object) -> str:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+
+    yield line("{")
+    for name in sorted(head):
+        yield line(f'"{name}": {dumps(head[name])},')
+    yield line('"splits": {')
+    for split in SPLITS:
+        yield line(f'"{split}": [')
+        comma = ""
+        for shard in splits.get(split, ()):
+            facts = {f.name: getattr(shard, f.name) for f in fields(shard) if f.name != "samples"}
+            yield line(f'{comma}{dumps(facts)[:-1]}, "samples": [')
+            last = len(shard.samples) - 1
+            for index, sample in enumerate(shard.samples):
+                values = {f.name: getattr(sample, f.name) for f in fields(sample) if f.name != "shard"}
+                yield line(dumps(values) + ("," if index < last else ""))
+            yield line("]}")
+            comma = ","
+        yield line("]" if split == SPLITS[-1] else "],")
+    yield line("},")
+    yield f'"{CHECKSUM}": "{digest.hexdigest()}"\n}}\n'.encode()
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
@@ -97,8 +136,9 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         where: address for messages.
 
     Raises:
-        ShardError: not JSON, another schema version, or a field that is missing or of another type.
+        ShardError: not JSON, changed since it was written, of another schema version, or a field that is missing or of another type.
     """
+    text = text.encode() if isinstance(text, str) else text
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -108,30 +148,42 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         raise ShardError(
             f"{where} has schema version {version}, this program reads {SCHEMA_VERSION}; rebuild the shards with data_shards.build"
         )
+    body, found, _ = text.rpartition(f'"{CHECKSUM}": '.encode())
+    checksum = data.pop(CHECKSUM, None)
+    if found and hashlib.sha256(body).hexdigest() != checksum:
+        raise ShardError(f"{where} is not as it was written (its checksum differs); copy it again or rebuild the shards")
     try:
-        splits = {split: tuple(_shard_entry(shard) for shard in data["splits"][split]) for split in SPLITS}
+        splits = {split: tuple(shard_entry(shard) for shard in data["splits"][split]) for split in SPLITS}
         return Manifest(**{**data, "funnel": Funnel(**data["funnel"]), "splits": splits})
     except (KeyError, TypeError) as error:
         raise ShardError(f"{where} lacks a field or has one too many ({error}); rebuild the shards with data_shards.build") from None
 
 
-def _shard_entry(data: dict[str, Any]) -> ShardEntry:
-    samples = tuple(replace(SampleEntry(**sample), shard=data["name"]) for sample in data["samples"])
+def shard_entry(data: dict[str, Any]) -> ShardEntry:
+    """A shard's entry from its JSON."""
+    samples = tuple(SampleEntry(**{**sample, "shard": data["name"]}) for sample in data["samples"])
     return ShardEntry(**{**data, "samples": samples})
 
 
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = True) -> str:
     """Write a file that either exists whole or not at all.
 
     Args:
         path: final name; the folder exists.
-        data: content.
+        data: content, whole or in parts.
         durable: flush to the disk before the rename.
+
+    Returns:
+        sha256 of the content.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256()
     with aside.open("wb") as file:
-        file.write(data)
+        for part in [data] if isinstance(data, bytes) else data:
+            digest.update(part)
+            file.write(part)
         if durable:
             file.flush()
             os.fsync(file.fileno())
     os.replace(aside, path)
+    return digest.hexdigest()

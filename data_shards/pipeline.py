@@ -1,150 +1,183 @@
-"""The preprocessing graph, top to bottom: source > standardise > dedupe > conform > quality > split > write.
+"""The preprocessing graph, top to bottom: source > standardise > plan > conform > quality > shards > manifest.
 
-Ray carries the stages that cost something (standardise; conform with quality). The driver keeps one staged file per finished polymer, so
-that a killed build goes on where it stopped, and writes the shards in an order that no completion order can change.
+Ray carries the stages that cost something (standardise; conform with quality). The driver keeps the plan and one staged file per finished
+polymer of an unfinished shard, so that a killed build goes on where it stopped, and writes each shard when its last polymer is done.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
+import resource
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from data_shards.crew import HARD_LIMIT_FACTOR, Crash, Unordered, crew
 from data_shards.errors import InputError
-from data_shards.manifest import FUNNEL_NAME, MANIFEST_NAME, SPLITS, Funnel, Manifest, ShardEntry, write_atomic
+from data_shards.funnel import funnel_json, funnel_table
+from data_shards.manifest import (
+    BUILD_LOG_NAME,
+    FUNNEL_NAME,
+    FUNNEL_SUMMARIES,
+    MANIFEST_NAME,
+    SPLITS,
+    Funnel,
+    Manifest,
+    ShardEntry,
+    manifest_lines,
+    write_atomic,
+)
+from data_shards.plan import Plan, Seconds
 from data_shards.progress import Progress, Silent
 from data_shards.recipe import BuildRecipe
+from data_shards.schema import SCHEMA_VERSION
+from data_shards.sources import Source
 from data_shards.sources.table import Row
-from data_shards.stages import HARD_LIMIT_FACTOR, Dropped, Finished, Standard, conform, hard_limit, standardise, versions
-from data_shards.staging import Staging, check_out, open_staging, remove_old, remove_staging
+from data_shards.stages import Dropped, Finished, Outcome, Standard, conform, standardise, versions
+from data_shards.staging import PLAN_NAME, NothingUsable, Staging, check_out, open_staging, remove_old, whole_shards
+from data_shards.store import Store, open_store
 from data_shards.writer import ShardWriter
 
 ROWS_PER_TASK = 64  # a row takes about a millisecond, too little for a task of its own
-CRASH_RETRIES = 1  # a lost node deserves a second try; a polymer that kills its worker twice is dropped
-SMALLEST_SPLIT_SET = 10  # from here on val and test are never empty
-OBJECT_STORE_BYTES = 256 * 2**20  # results wait there only until the driver has staged them
 
 
 @dataclass(frozen=True)
-class Crash:
-    """What a task leaves when its worker process dies under it."""
+class Summary:
+    """What a build left."""
 
-    detail: str
-    seconds: float  # from submission
-
-
-Unordered = Callable[[Callable[[Any], Any], Sequence[Any], float], Iterator[tuple[int, Any]]]
-"""(function, items, limit in seconds) -> (index of the item, result or Crash), in any order."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a build will do, before anything costly or written."""
-
-    recipe: BuildRecipe
-    source: str
-    num_rows: int
-    rows_sha256: str
-    work: list[Standard]  # unique polymers, by key
-    dropped: list[Dropped]
+    funnel: Funnel
+    splits: dict[str, tuple[int, int, int]]  # shards, samples, bytes
+    rebuilt: tuple[str, ...] = ()  # files of a committed build that were damaged and made again
+    seconds: Seconds | None = None
 
 
 def build(
     recipe: BuildRecipe,
-    rows: Sequence[Row],
-    out: Path,
+    source: Source,
+    out: str | Path,
     *,
-    source: str = "table",
+    source_name: str = "table",
     workers: int | None = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Manifest:
-    """Polymers in, shard folder out. The bytes depend on the recipe and the rows, not on the workers or on interruptions.
+) -> Summary:
+    """Polymers in, shard set out. The bytes depend on the recipe and the rows, not on the workers or on interruptions.
+
+    Where this very build lies in ``out`` already, only what is damaged there is made again.
 
     Args:
         recipe: decides every byte.
-        rows: polymers as written.
-        out: folder of the shards; made here.
-        source: name of the source, for the manifest.
+        source: polymers as written.
+        out: folder or fsspec address of the shards; made here.
+        source_name: for the manifest, and for the reader of structures.
         workers: processes; None takes every CPU, 0 works in this process without Ray.
-        overwrite: replace another build in `out`.
+        overwrite: replace another build in ``out``.
         progress: where to report.
 
-    Returns:
-        The manifest as written.
-
     Raises:
-        InputError: `out` is taken, or no row could be used. Then nothing was written.
+        InputError: ``out`` is taken or cannot be reached, or no row could be used. Then nothing was written.
     """
     progress = progress or Silent()
-    digest = rows_digest(rows)
-    committed = check_out(out, recipe, digest, overwrite)
-    if committed is not None:
-        remove_staging(out)
-        return committed
-    with crew(workers) as unordered:
-        plan = prepare(recipe, rows, source, unordered, progress)
-        if not plan.work:
-            raise InputError(f"no usable polymer in {len(rows)} rows (first: {plan.dropped[0].psmiles!r}, {plan.dropped[0].detail})")
-        with open_staging(out, recipe, digest) as staging:
-            dropped = conform_all(plan, staging, unordered, progress)
-            return publish(plan, dropped, staging, out, progress)
+    start = time.monotonic()
+    store = open_store(out)
+    digest = rows_digest(source.rows())
+    committed = check_out(store, recipe, digest, overwrite)
+    entries, drops, damaged = ([], {}, []) if committed is None else whole_shards(store, committed)
+    if committed is not None and not damaged:
+        store.clear()
+        progress.say(f"{store.name} holds this build already, and every checksum is right")
+        return summary_of(committed)
+    with (
+        open_staging(store, recipe, digest) as staging,
+        crew(workers) as unordered,
+        closing(Plan(staging.path / PLAN_NAME, recipe)) as plan,
+    ):
+        standardise_all(plan, source, unordered, progress)
+        plan.arrange()
+        check_plan(plan)
+        if committed is not None:
+            progress.say(f"making again: {', '.join(damaged)}")
+            plan.adopt(entries, drops)
+        target = Target(store, staging, direct=committed is None and store.read(MANIFEST_NAME) is None)
+        conform_all(plan, source, source_name, target, unordered, progress)
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe_digest": recipe.digest,
+            "recipe": recipe.model_dump(mode="json"),
+            "input": {"source": source_name, "num_rows": plan.num_rows, "rows_sha256": digest},
+            "created_by": versions(),
+        }
+        if committed is not None:
+            check_rebuilt(plan, committed)
+        summary = publish(plan, head, target, tuple(damaged))
+        log = {"seconds": round(time.monotonic() - start, 1), "workers": workers, "core_sec": asdict(plan.seconds()), **peak_memory()}
+        target.write(BUILD_LOG_NAME, [json.dumps(log, indent=1, sort_keys=True).encode() + b"\n"])
+        return summary
 
 
-# source > standardise > dedupe
+def dry_run(recipe: BuildRecipe, source: Source, progress: Progress) -> Plan:
+    """The plan alone, in memory."""
+    plan = Plan(":memory:", recipe)
+    with crew(0) as unordered:
+        standardise_all(plan, source, unordered, progress)
+    plan.arrange()
+    return plan
 
 
-def rows_digest(rows: Sequence[Row]) -> str:
-    """sha256 of what was read, whatever file format it came from."""
-    digest = hashlib.sha256()
+def summary_of(manifest: Manifest) -> Summary:
+    """The summary of a committed build."""
+    splits = {name: (len(found), sum(s.num_samples for s in found), sum(s.bytes for s in found)) for name, found in manifest.splits.items()}
+    return Summary(manifest.funnel, splits)
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak resident memory of this process."""
+    return {"driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+
+
+# source > standardise > plan
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """sha256 of what was read, whatever file format it came from.
+
+    Raises:
+        InputError: there is no row.
+    """
+    digest, empty = sha256(), True
     for row in rows:
-        digest.update(json.dumps([row.number, row.psmiles, row.labels], sort_keys=True).encode() + b"\n")
+        empty = False
+        digest.update(json.dumps([row.number, row.psmiles, row.labels, row.record], sort_keys=True).encode() + b"\n")
+    if empty:
+        raise InputError("the source has no row; give at least one polymer")
     return digest.hexdigest()
 
 
-def prepare(recipe: BuildRecipe, rows: Sequence[Row], source: str, unordered: Unordered, progress: Progress) -> Plan:
-    """Understand every row and keep the first of each chain; writes nothing."""
-    with progress.stage("standardise", len(rows), unit="rows") as bar:
-        understood = _standardise_all(recipe, rows, ROWS_PER_TASK, unordered, bar.advance)
-    first: dict[str, Standard] = {}
-    dropped = []
-    for row in rows:
-        item = understood[row.number]
-        if isinstance(item, Dropped):
-            dropped.append(item)
-        elif item.key in first:
-            dropped.append(Dropped(row.number, row.psmiles, "duplicate", f"the same chain as row {first[item.key].row.number}"))
-        else:
-            first[item.key] = item
-    return Plan(recipe, source, len(rows), rows_digest(rows), [first[key] for key in sorted(first)], dropped)
+def standardise_all(plan: Plan, source: Source, unordered: Unordered, progress: Progress) -> None:
+    """Understand every row."""
+    plan.load(source.rows())
+    with progress.stage("standardise", plan.num_rows, plan.num_understood, unit="rows") as bar:
+        _standardise(plan, plan.waiting(ROWS_PER_TASK), unordered, bar.advance)
 
 
-def _standardise_all(
-    recipe: BuildRecipe, rows: Sequence[Row], per_task: int, unordered: Unordered, advance: Callable[[int], None]
-) -> dict[int, Standard | Dropped]:
-    chunks = [rows[start : start + per_task] for start in range(0, len(rows), per_task)]
-    understood: dict[int, Standard | Dropped] = {}
-    for index, answer in unordered(partial(_standardise_chunk, recipe), chunks, recipe.time_limit_sec * per_task):
-        chunk = chunks[index]
-        if not isinstance(answer, Crash):
-            understood.update(zip((row.number for row in chunk), answer, strict=True))
+def _standardise(plan: Plan, chunks: Iterable[list[Row]], unordered: Unordered, advance: Callable[[int], None]) -> None:
+    recipe = plan.recipe
+    for chunk, answer in unordered(partial(_standardise_chunk, recipe), chunks, recipe.time_limit_sec * ROWS_PER_TASK):
+        if not isinstance(answer.value, Crash):
+            plan.record(answer.value)
             advance(len(chunk))
-        elif per_task > 1:  # find the row that kills workers
-            understood.update(_standardise_all(recipe, chunk, 1, unordered, advance))
+        elif len(chunk) > 1:  # find the row that kills workers
+            _standardise(plan, ([row] for row in chunk), unordered, advance)
         else:
-            understood[chunk[0].number] = _crashed(recipe, chunk[0], answer)
+            plan.record([_crashed(recipe, chunk[0], answer.value)])
             advance(1)
-    return understood
 
 
 def _standardise_chunk(recipe: BuildRecipe, rows: Sequence[Row]) -> list[Standard | Dropped]:
@@ -156,200 +189,160 @@ def _crashed(recipe: BuildRecipe, row: Row, crash: Crash) -> Dropped:
     return Dropped(row.number, row.psmiles, "timeout" if overdue else "error:WorkerCrashed", crash.detail)
 
 
-# conform > quality
+def check_plan(plan: Plan) -> None:
+    """Is there anything to build and to train on?
 
-
-def conform_all(plan: Plan, staging: Staging, unordered: Unordered, progress: Progress) -> dict[str, Dropped]:
-    """Bring every polymer's outcome into the staging area.
-
-    Returns:
-        key -> why, of those that did not become a sample.
+    Raises:
+        NothingUsable: no.
     """
-    dropped: dict[str, Dropped] = {}
-    waiting = []
-    for work in plan.work:
-        found = staging.get(work.key)
-        if found is None:
-            waiting.append(work)
-        elif isinstance(found, Dropped):
-            dropped[work.key] = found
-    done = len(plan.work) - len(waiting)
+    if plan.num_chains == 0:
+        first = plan.first_dropped()
+        assert first is not None
+        raise NothingUsable(f"no usable polymer in {plan.num_rows} rows (first: {first.psmiles!r}, {first.detail})")
+    names = [*plan.shards(finished=False), *plan.shards(finished=True)]
+    if not any(name.startswith("train") for name in names):
+        raise NothingUsable(f"all {plan.num_chains} polymers are to go to test; leave some for training in --to-test")
+
+
+# conform > quality > shards
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where files of the set go: straight to their place, or first aside where an older set must stay whole until the new one is."""
+
+    store: Store
+    staging: Staging
+    direct: bool
+
+    def write(self, name: str, parts: Iterable[bytes]) -> str:
+        """A file in its place; its sha256."""
+        digest = write_atomic(self.staging.path / name, parts)
+        self.store.place(self.staging.path / name, name)
+        return digest
+
+    def add_shard(self, name: str) -> None:
+        """A shard that was written into the staging area."""
+        if self.direct:
+            self.store.place(self.staging.shards / name, name)
+
+    def release(self, keep: set[str]) -> None:
+        """Put what waits aside into its place and remove what is left of an older set."""
+        remove_old(self.store, keep)
+        for path in sorted(self.staging.shards.glob("*.tar")):
+            self.store.place(path, path.name)
+
+
+def conform_all(plan: Plan, source: Source, source_name: str, target: Target, unordered: Unordered, progress: Progress) -> None:
+    """Bring every shard to its final bytes."""
+    staging = target.staging
+    left: dict[str, int] = {}  # shard -> polymers still out
+    shard_of: dict[str, str] = {}
+    lying = {*target.store.names(), *(path.name for path in staging.shards.iterdir())}
+    plan.reopen(name for name in plan.shards(finished=True) if name not in lying and plan.has_samples(name))
+    finished = plan.num_finished
+    done = finished + staging.count()
     if done:
-        progress.say(f"continuing: {done} of {len(plan.work)} polymers are done already")
-    with progress.stage("conform", len(plan.work), done) as bar:
-        for index, answer in unordered(partial(conform, plan.recipe), waiting, plan.recipe.time_limit_sec):
-            work = waiting[index]
-            outcome = _crashed(plan.recipe, work.row, answer) if isinstance(answer, Crash) else answer
-            staging.put(work.key, outcome)
-            if isinstance(outcome, Dropped):
-                dropped[work.key] = outcome
-            bar.advance(1, note=f"dropped {len(dropped)}")
-    return dropped
+        progress.say(f"continuing: {done} of {plan.num_chains} polymers are done already")
+    with progress.stage("conform", plan.num_chains, finished) as bar:
+
+        def todo() -> Iterator[tuple[Standard, bytes]]:
+            for shard in plan.shards(finished=False):
+                waiting = [work for work in plan.chains(shard) if staging.get(work.key) is None]
+                bar.advance(sum(1 for _ in plan.chains(shard)) - len(waiting))
+                if not waiting:
+                    finish_shard(plan, target, shard)
+                    continue
+                left[shard] = len(waiting)
+                for work in waiting:
+                    shard_of[work.key] = shard
+                    yield work, source.payload(work.row.number) if work.row.record else b""
+
+        function = partial(conform, plan.recipe, source_name)
+        for (work, _), answer in unordered(function, todo(), plan.recipe.time_limit_sec):
+            result = _crashed(plan.recipe, work.row, answer.value) if isinstance(answer.value, Crash) else answer.value
+            staging.put(work.key, Outcome(result, answer.core_sec))
+            shard = shard_of.pop(work.key)
+            left[shard] -= 1
+            bar.advance(1)
+            if left[shard] == 0:
+                del left[shard]
+                finish_shard(plan, target, shard)
 
 
-# split
+def finish_shard(plan: Plan, target: Target, name: str) -> None:
+    """Write a shard whose polymers are all staged, note it in the plan, and let the staged polymers go."""
+    dropped: list[Dropped] = []
+    core_sec: dict[int, float] = {}
+    works = list(plan.chains(name))
+    with ShardWriter(target.staging.shards / name) as writer:
+        for work in works:
+            outcome = target.staging.get(work.key)
+            assert outcome is not None, work.key
+            core_sec[work.row.number] = outcome.core_sec
+            if isinstance(outcome.result, Finished):
+                writer.write(outcome.result.members, outcome.result.entry)
+            else:
+                dropped.append(outcome.result)
+        entry = writer.commit() if len(dropped) < len(works) else ShardEntry(name, 0, 0, "", ())
+    if entry.num_samples:
+        target.add_shard(name)
+    plan.finish(name, entry, dropped, core_sec)
+    for work in works:
+        target.staging.remove(work.key)
 
 
-def split_groups(recipe: BuildRecipe, groups: Sequence[str]) -> dict[str, str]:
-    """Split of every polymer group, by the rank of its hash.
+def check_rebuilt(plan: Plan, committed: Manifest) -> None:
+    """Are the shards that were made again those of the manifest?
 
-    A rank rather than a threshold, so that small sets are filled too: from `SMALLEST_SPLIT_SET` polymers on, val and test hold at least
-    one group each wherever their fraction is above zero and there are groups enough.
-
-    Args:
-        recipe: fractions, seed, held-out groups.
-        groups: group of every kept polymer, with repeats.
-
-    Returns:
-        group -> train | val | test.
+    Raises:
+        InputError: no: this machine computes other bits.
     """
-    names = sorted(set(groups), key=lambda group: hashlib.sha1(f"{recipe.split_seed}:{group}".encode()).hexdigest())
-    held = [name for name in names if name in recipe.holdout]
-    free = [name for name in names if name not in recipe.holdout]
-    at_least = 1 if len(groups) >= SMALLEST_SPLIT_SET else 0
-
-    def wanted(fraction: float) -> int:
-        return max(round(fraction * len(names)), at_least) if fraction > 0 else 0
-
-    num_test = min(max(wanted(recipe.test_fraction) - len(held), 0), max(len(free) - 1, 0))
-    num_val = min(wanted(recipe.val_fraction), max(len(free) - num_test - 1, 0))
-    split = dict.fromkeys(held + free[:num_test], "test")
-    split.update(dict.fromkeys(free[num_test : num_test + num_val], "val"))
-    split.update(dict.fromkeys(free[num_test + num_val :], "train"))
-    return split
+    wanted = {shard.name: shard.sha256 for _, shard in committed.shards()}
+    for split in SPLITS:
+        for shard in plan.entries(split):
+            if wanted.get(shard.name) != shard.sha256:
+                why = "another kind of processor, or a polymer met its time limit"
+                raise InputError(
+                    f"{shard.name} made again differs from the manifest ({why}); pass --overwrite to build the whole set again"
+                )
 
 
-# write
+# manifest
 
 
-def publish(plan: Plan, failed: dict[str, Dropped], staging: Staging, out: Path, progress: Progress) -> Manifest:
-    """Shards, funnel.csv and, last, the manifest that makes them a shard set."""
-    kept = [work for work in plan.work if work.key not in failed]  # by key: shuffled, and the same in whatever order they finished
-    dropped = sorted([*plan.dropped, *failed.values()], key=lambda drop: drop.number)
-    if not kept:
-        raise InputError(f"none of {plan.num_rows} rows became a chain (first: {dropped[0].psmiles!r}, {dropped[0].detail})")
-    split_of = split_groups(plan.recipe, [work.group for work in kept])
-    if "train" not in split_of.values():
-        raise InputError(f"all {len(kept)} polymers are held out; leave some for training in --holdout")
-    remove_old(out)
-    splits: dict[str, tuple[ShardEntry, ...]] = {}
-    size = plan.recipe.samples_per_shard
-    with progress.stage("write", len(kept), unit="samples") as bar:
-        for split in SPLITS:
-            mine = [work.key for work in kept if split_of[work.group] == split]
-            parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-            splits[split] = tuple(
-                _write_shard(out / f"{split}-{index:06d}.tar", part, staging, bar.advance) for index, part in enumerate(parts)
-            )
-    manifest = Manifest(
-        recipe_digest=plan.recipe.digest,
-        recipe=plan.recipe.model_dump(mode="json"),
-        input={"source": plan.source, "num_rows": plan.num_rows, "rows_sha256": plan.rows_sha256},
-        created_by=versions(),
-        funnel=Funnel(plan.num_rows, len(kept), dict(sorted(Counter(drop.reason for drop in dropped).items()))),
-        splits=splits,
-    )
-    write_atomic(out / FUNNEL_NAME, _funnel_csv(dropped))
-    write_atomic(out / MANIFEST_NAME, manifest.to_json().encode())
-    return manifest
+def publish(plan: Plan, head: dict[str, Any], target: Target, rebuilt: tuple[str, ...]) -> Summary:
+    """Funnel and, last, the manifest that makes the shards a set."""
+    funnel = plan.funnel()
+    if funnel.kept == 0:
+        first = plan.first_dropped()
+        assert first is not None
+        raise NothingUsable(f"none of {funnel.attempted} rows became a chain (first: {first.psmiles!r}, {first.detail})")
+    kept = {shard.name for split in SPLITS for shard in plan.entries(split)}
+    target.release(kept)
+    texts = {
+        FUNNEL_NAME: _funnel_csv(plan.dropped()),
+        FUNNEL_SUMMARIES[0]: [funnel_json(plan)],
+        FUNNEL_SUMMARIES[1]: [funnel_table(plan).encode()],
+    }
+    head["files"] = {name: target.write(name, parts) for name, parts in texts.items()}
+    head["funnel"] = asdict(funnel)
+    target.write(MANIFEST_NAME, manifest_lines(head, {split: plan.entries(split) for split in SPLITS}))
+    splits = {}
+    for split in SPLITS:
+        sizes = [(shard.num_samples, shard.bytes) for shard in plan.entries(split)]
+        splits[split] = (len(sizes), sum(count for count, _ in sizes), sum(size for _, size in sizes))
+    return Summary(funnel, splits, rebuilt, plan.seconds())
 
 
-def _write_shard(path: Path, keys: Sequence[str], staging: Staging, advance: Callable[[int], None]) -> ShardEntry:
-    with ShardWriter(path) as writer:
-        for key in keys:
-            found = staging.get(key)
-            assert isinstance(found, Finished), key
-            writer.write(found.members, found.entry)
-            advance(1)
-        return writer.commit()
-
-
-def _funnel_csv(dropped: Sequence[Dropped]) -> bytes:
+def _funnel_csv(dropped: Iterable[Dropped]) -> Iterator[bytes]:
+    """funnel.csv, a line at a time."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["row", "psmiles", "reason", "detail"])
-    table.writerows([drop.number, drop.psmiles, drop.reason, drop.detail] for drop in dropped)
-    return text.getvalue().encode()
-
-
-# who does the work
-
-
-def crew(workers: int | None) -> AbstractContextManager[Unordered]:
-    """Something that maps a function over items: this process (0 workers) or Ray tasks."""
-    return _alone() if workers == 0 else _ray_crew(workers)
-
-
-@contextmanager
-def _alone() -> Iterator[Unordered]:
-    def unordered(function: Callable[[Any], Any], items: Sequence[Any], limit_sec: float) -> Iterator[tuple[int, Any]]:
-        yield from ((index, function(item)) for index, item in enumerate(items))
-
-    yield unordered
-
-
-@contextmanager
-def start_ray(workers: int | None) -> Iterator[None]:
-    """Ray: the one already connected, else the cluster in RAY_ADDRESS, else one on this machine, stopped afterwards.
-
-    Raises:
-        InputError: the cluster in RAY_ADDRESS cannot be joined.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice about GPUs that no task here asks for
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": "error", "log_to_driver": False}
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ray.exceptions.AuthenticationError):
-            why = "no cluster answers there, or it asks for an access token that this process does not have"
-            raise InputError(f"cannot join Ray at RAY_ADDRESS={address}: {why}; mend or unset RAY_ADDRESS, or pass --workers 0") from None
-    else:
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _ray_crew(workers: int | None) -> Iterator[Unordered]:
-    with start_ray(workers):
-        import ray
-
-        in_flight = (workers or int(ray.cluster_resources().get("CPU", 1))) + 2  # two wait, so that no worker does
-        task = ray.remote(_in_worker).options(num_cpus=1, max_retries=0)
-
-        def unordered(function: Callable[[Any], Any], items: Sequence[Any], limit_sec: float) -> Iterator[tuple[int, Any]]:
-            shared = ray.put(function)
-            waiting = deque((index, 0) for index in range(len(items)))
-            running: dict[Any, tuple[int, int, float]] = {}
-            while waiting or running:
-                while waiting and len(running) < in_flight:
-                    index, tries = waiting.popleft()
-                    running[task.remote(shared, items[index], limit_sec * HARD_LIMIT_FACTOR)] = (index, tries, time.monotonic())
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                index, tries, start = running.pop(done)
-                try:
-                    yield index, ray.get(done)
-                except ray.exceptions.RayTaskError:
-                    raise  # our own code failed outside the guard: a defect, not a polymer
-                except ray.exceptions.RayError as error:
-                    seconds = time.monotonic() - start
-                    if tries < CRASH_RETRIES and seconds < limit_sec * HARD_LIMIT_FACTOR:
-                        waiting.append((index, tries + 1))
-                    else:
-                        yield index, Crash(f"the worker process died ({type(error).__name__})", seconds)
-
-        yield unordered
-
-
-def _in_worker(function: Callable[[Any], Any], item: Any, limit_sec: float) -> Any:
-    with hard_limit(limit_sec):
-        return function(item)
+    for drop in dropped:
+        table.writerow([drop.number, drop.psmiles, drop.reason, drop.detail])
+        yield text.getvalue().encode("utf-8", "backslashreplace")
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue().encode()

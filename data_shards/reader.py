@@ -129,6 +129,14 @@ class ShardSet:
         """True unless the shards lie on this machine's disk."""
         return not isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
+    def names(self) -> list[str]:
+        """Files that lie there, whether the manifest lists them or not."""
+        return sorted(info["name"].rsplit("/", 1)[-1] for info in self._fs.ls(self._root, detail=True) if info["type"] == "file")
+
+    def read_file(self, name: str) -> bytes:
+        """A file beside the shards."""
+        return bytes(self._fs.cat_file(self._inside(name)))
+
     def open_binary(self, shard: ShardEntry | str) -> Any:
         """The shard as an open binary file."""
         return self._fs.open(self._inside(shard), "rb")

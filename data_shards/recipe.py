@@ -32,6 +32,24 @@ class MdSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    environment: Literal["theta", "vacuum"] = Field("theta", description="theta: unperturbed, as in a melt; vacuum: every interaction")
+    reach_bonds: int = Field(4, ge=1, le=1_000, description="theta: bonds along the backbone within which atoms interact in full")
+    far_repulsion: bool = Field(True, description="theta: atoms beyond the reach repel each other; false: an ideal chain, which may cross")
+    temperature_kelvin: float = Field(400.0, gt=0, le=2_000, description="temperature of the conformations")
+    timestep_fs: float = Field(2.0, gt=0, le=4, description="time step; no constraints")
+    hydrogen_mass_da: float = Field(4.0, ge=1, le=12, description="mass of hydrogens: heavy ones allow the time step, populations stay")
+    friction_per_ps: float = Field(2.0, gt=0, le=1_000, description="friction of the Langevin thermostat")
+    minimise_iterations: int = Field(200, ge=1, le=100_000, description="most iterations of the minimisation of a grown chain")
+    anneal_kelvin: float = Field(600.0, gt=0, le=1_000, description="a chain is cooled from here to its temperature, unless that is higher")
+    anneal_ps: float = Field(2.0, ge=0, le=100_000, description="how long that takes; 0: not at all")
+    run_ps: float = Field(3.0, gt=0, le=1_000_000, description="run at the temperature before the first conformation of a chain is taken")
+    max_spacing_ps: float = Field(
+        3.0, ge=0, le=1_000_000, description="a chain gives another conformation after two autocorrelation times up to this, else a new one does"
+    )
+    platform: Literal["CPU", "Reference", "CUDA", "OpenCL", "auto"] = Field(
+        "CPU", description="of OpenMM; CPU and Reference give the same bits again; auto: the fastest there is"
+    )
+
 
 class BuildRecipe(BaseModel):
     """What turns a table of P-SMILES into shards. The same recipe and the same rows give the same bytes."""
@@ -41,18 +59,22 @@ class BuildRecipe(BaseModel):
     num_units: int = Field(20, ge=1, le=100_000, description="repeat units per chain, counted as the P-SMILES is written")
     num_conformations: int = Field(4, ge=1, le=10_000, description="conformations per chain")
     tacticity: Literal["isotactic", "syndiotactic", "atactic"] = Field("atactic", description="rule for stereocentres left open")
-    engine: Literal["grow"] = Field("grow", description="chain builder")
+    engine: Literal["grow", "md", "import"] = Field("grow", description="chain builder; import: the source brings its own chains")
+    md: MdSettings | None = Field(None, description="settings of the md engine, none for the others")
+    relax: bool = Field(False, description="minimise every chain in MMFF94s; the unrelaxed one is stored beside it")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of tacticity and conformations")
     num_fragments: int = Field(16, ge=1, le=1_000, description="ETKDG + MMFF94 conformers of the unit fragment that chains are grown from")
     max_atoms_per_unit: int = Field(100, ge=2, le=10_000, description="heavy atoms per canonical unit, stars included")
     time_limit_sec: float = Field(300.0, gt=0, le=86_400, description="wall-clock limit per polymer, seconds")
-    samples_per_shard: int = Field(256, ge=1, le=1_000_000, description="polymers per shard")
-    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of polymer groups for validation")
-    test_fraction: float = Field(0.05, ge=0, lt=1, description="share of polymer groups for test")
+    quality: QualityLimits = Field(QualityLimits(), description="when a conformation is dropped")
+    samples_per_shard: int = Field(256, ge=1, le=1_000_000, description="polymers planned per shard")
+    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of polymers for validation")
+    test_fraction: float = Field(0.05, ge=0, lt=1, description="share of polymers for test")
     split_seed: int = Field(0, ge=0, lt=2**31, description="seed of the split")
-    holdout: tuple[str, ...] = Field((), description="polymer groups that always go to test")
+    to_test: tuple[str, ...] = Field((), description="polymers (groups) that always go to test")
+    hold_out: tuple[str, ...] = Field((), description="polymers (groups) that go into no shard at all")
 
-    @field_validator("holdout")
+    @field_validator("to_test", "hold_out")
     @classmethod
     def _sorted_once(cls, groups: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(groups)))
@@ -62,6 +84,12 @@ class BuildRecipe(BaseModel):
         if self.val_fraction + self.test_fraction >= 1:
             total = self.val_fraction + self.test_fraction
             raise ValueError(f"val_fraction + test_fraction = {total:g} must be below 1; nothing would be left to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _md_has_settings(self) -> BuildRecipe:
+        if (self.engine == "md") != (self.md is not None):
+            raise ValueError("engine md needs its settings and no other engine has any; change --engine or --md")
         return self
 
     @property
@@ -75,18 +103,43 @@ def make_recipe(**values: Any) -> BuildRecipe:
     """A recipe from command line values.
 
     Args:
-        values: fields of `BuildRecipe`; the ones left out take their defaults.
+        values: fields of `BuildRecipe`; the ones left out take their defaults. `md` and `quality` are mappings of their own fields.
 
     Raises:
         InputError: one sentence that names the value, its bound and the flag to change.
     """
+    if values.get("engine") == "md":
+        values["md"] = values.get("md") or {}
     try:
         return BuildRecipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
+        path = [str(part) for part in first["loc"]]
+        name = ".".join(path)
         if not name:
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
-        flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+        group = GROUPS.get(path[0])
+        flag = FLAGS.get(name, "--" + path[0].replace("_", "-"))
+        if group and first["type"] == "extra_forbidden":
+            raise InputError(f"{name} is unknown; {flag} takes {', '.join(group.model_fields)}") from None
         bound = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise InputError(f"{name} {first['input']!r} must be {bound}; change {flag}") from None
+
+
+GROUPS: dict[str, type[BaseModel]] = {"md": MdSettings, "quality": QualityLimits}
+
+
+def read_settings(group: str, assignments: list[str]) -> dict[str, Any]:
+    """`name=value` pairs of --md and --quality as a mapping; values are checked by `make_recipe`.
+
+    Raises:
+        InputError: no equals sign.
+    """
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            fields = ", ".join(GROUPS[group].model_fields)
+            raise InputError(f"--{group} {assignment!r} must be name=value, with one of {fields}")
+        found[name.strip()] = text.strip()
+    return found

@@ -5,10 +5,8 @@ Nothing here knows about Ray, files or other polymers, so the result depends on 
 
 from __future__ import annotations
 
-import faulthandler
 import hashlib
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -28,8 +26,9 @@ from data_shards.recipe import BuildRecipe
 from data_shards.schema import PolymerSample
 from data_shards.sources.table import Row
 
-HARD_LIMIT_FACTOR = 1.5  # a worker stuck in compiled code past this multiple of the time limit ends itself
+MAX_PSMILES_LENGTH = 10_000
 _DETAIL_LENGTH = 300
+_PSMILES_SHOWN = 1000
 
 T = TypeVar("T")
 
@@ -41,8 +40,8 @@ class Standard:
     row: Row
     psmiles: str  # canonical
     group: str
-    num_units: int  # N, canonical units
-    key: str
+    num_units: int  # N, canonical units; 0 where the structure of the row has to tell
+    key: str  # of the sample; where N is not known yet, a hash of the polymer and its structure
     seed: int  # of this chain: the recipe's seed mixed with its identity
 
 
@@ -64,6 +63,14 @@ class Finished:
     members: dict[str, bytes]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one polymer, and what that cost."""
+
+    result: Finished | Dropped
+    core_sec: float  # processor seconds
+
+
 class TimeLimit(BaseException):
     """Raised inside chemistry when its time is over. Not an Exception, so that no library swallows it."""
 
@@ -73,9 +80,16 @@ def standardise(recipe: BuildRecipe, row: Row) -> Standard | Dropped:
     return _guarded(recipe, row, lambda: _standardise(recipe, row))
 
 
-def conform(recipe: BuildRecipe, work: Standard) -> Finished | Dropped:
-    """Grow the chain, keep the conformations that pass, encode them."""
-    return _guarded(recipe, work.row, lambda: _conform(recipe, work))
+def conform(recipe: BuildRecipe, source: str, item: tuple[Standard, bytes]) -> Finished | Dropped:
+    """Build (or import) the chain, keep the conformations that pass, encode them.
+
+    Args:
+        recipe: of the build.
+        source: name of the source, one of sources.SOURCES.
+        item: what is to be built, and its structure where the source has one.
+    """
+    work, payload = item
+    return _guarded(recipe, work.row, lambda: _conform(recipe, source, work, payload))
 
 
 def _standardise(recipe: BuildRecipe, row: Row) -> Standard:
@@ -83,89 +97,164 @@ def _standardise(recipe: BuildRecipe, row: Row) -> Standard:
     from data_shards.writer import sample_key
 
     if not row.psmiles:
-        raise PolymerError(row.psmiles, "empty", "the cell is empty")
+        raise PolymerError(row.psmiles, "empty", "there is no P-SMILES")
+    if len(row.psmiles) > MAX_PSMILES_LENGTH:
+        raise PolymerError(row.psmiles, "too-large", f"{len(row.psmiles)} characters must be <= {MAX_PSMILES_LENGTH}; leave it out")
     canonical = canonicalise(row.psmiles)
+    if canonical.group in recipe.hold_out:
+        raise PolymerError(row.psmiles, "held-out", "the polymer is named in --hold-out")
     num_atoms = parse(canonical.psmiles).GetNumHeavyAtoms() + 2
     if num_atoms > recipe.max_atoms_per_unit:
         bound = f"{num_atoms} heavy atoms per unit, stars included, must be <= {recipe.max_atoms_per_unit}"
         raise PolymerError(row.psmiles, "too-large", f"{bound}; raise --max-atoms-per-unit")
-    num_units = recipe.num_units * canonical.multiplicity
-    mixed = hashlib.sha256(f"{recipe.seed}\n{canonical.psmiles}\n{num_units}".encode()).digest()
+    num_units = 0 if row.record else recipe.num_units * canonical.multiplicity
+    mixed = hashlib.sha256(f"{recipe.seed}\n{canonical.psmiles}\n{row.record or num_units}".encode()).digest()
     # One random stream per polymer: with the recipe's seed alone every atactic chain would carry the same sequence of signs.
     seed = int.from_bytes(mixed[:4], "big") & 0x7FFFFFFF
-    return Standard(row, canonical.psmiles, canonical.group, num_units, sample_key(canonical.psmiles, num_units, seed), seed)
+    key = mixed.hex()[:24] if row.record else sample_key(canonical.psmiles, num_units, seed)
+    return Standard(row, canonical.psmiles, canonical.group, num_units, key, seed)
 
 
-def _conform(recipe: BuildRecipe, work: Standard) -> Finished:
+@dataclass(frozen=True)
+class _Built:
+    """A chain before the quality stage, and what its conformations are compared with."""
+
+    sample: PolymerSample
+    handedness: NDArray[np.int8] | None  # (N, c)
+    shapes_ang: NDArray[np.floating] | None  # (F, n, 3)
+
+
+def _conform(recipe: BuildRecipe, source: str, work: Standard, payload: bytes) -> Finished:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    from data_shards.chem.repeat_unit import build_unit
-    from data_shards.conformers.fragments import fragment_library
-    from data_shards.conformers.grow import grow_chain
     from data_shards.writer import encode
 
     with threadpool_limits(1):  # sums of a threaded BLAS depend on the number of threads
-        unit = build_unit(work.psmiles)
-        library = fragment_library(unit, num_conformers=recipe.num_fragments, seed=work.seed)
-        chain = grow_chain(
-            unit,
-            work.num_units,
-            num_conformations=recipe.num_conformations,
-            tacticity=recipe.tacticity,
-            seed=work.seed,
-            library=library,
-        )
-        sample = PolymerSample(
-            key=work.key,
-            topology=unit.topology,
-            num_units=work.num_units,
-            tacticity=recipe.tacticity,
-            seed=work.seed,
-            engine=recipe.engine,
-            heavy_ang=chain.heavy_ang,
-            hydrogen_ang=chain.hydrogen_ang,
-            energies_kcal_mol=None,  # a grown chain is assembled from relaxed fragments, not scored as a whole
-            provenance=_provenance(recipe, work) | chain.info,
-        )
-        ends = library.heavy_ang[:, unit.topology.bonds]  # (F, m, 2, 3)
-        lengths_ang = np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=2).T
-        sample = keep_good(sample, work.row.psmiles, chain.handedness, lengths_ang)
+        built = _imported(recipe, source, work, payload) if recipe.engine == "import" else _grown(recipe, work)
+        raw: PolymerSample | None = None
+        if recipe.relax:
+            sound = good_ones(recipe, built, work.row.psmiles)  # a chain must be whole before it is relaxed
+            built = replace(built, sample=select(built.sample, sound))
+            raw, built = built.sample, _relaxed(built)
+        kept = good_ones(recipe, built, work.row.psmiles)
+    sample = select(built.sample, kept)
     topology = sample.topology
     entry = SampleEntry(
         sample.key, topology.psmiles, work.group, 0, 0, sample.num_units, topology.num_atoms, num_conformations=len(sample.heavy_ang)
     )
-    return Finished(entry, encode(sample))
+    return Finished(entry, encode(sample, raw=None if raw is None else select(raw, kept)))
 
 
-def keep_good(sample: PolymerSample, written: str, handedness: NDArray[np.int8], reference_ang: NDArray[np.float64]) -> PolymerSample:
-    """The quality stage: only conformations without broken bonds, clashes or wrong handedness stay.
+def _grown(recipe: BuildRecipe, work: Standard) -> _Built:
+    """A chain from the fast builder, or from dynamics that starts there."""
+    from data_shards.chem.repeat_unit import build_unit
+    from data_shards.conformers.fragments import fragment_library
+    from data_shards.conformers.grow import grow_chain
 
-    Args:
-        sample: as built.
-        written: the P-SMILES as the user wrote it, for the message.
-        handedness: (N, c) signs that the chain must have.
-        reference_ang: (m, F) lengths of the unit's bonds in the shapes that the chain was built from.
+    unit = build_unit(work.psmiles)
+    library = fragment_library(unit, num_conformers=recipe.num_fragments, seed=work.seed)
+    asked: dict[str, Any] = {
+        "num_conformations": recipe.num_conformations,
+        "tacticity": recipe.tacticity,
+        "seed": work.seed,
+        "library": library,
+    }
+    if recipe.md is not None:
+        from data_shards.conformers.dynamics import sample_chain
+
+        chain = sample_chain(unit, work.num_units, **asked, settings=recipe.md)
+    else:
+        chain = grow_chain(unit, work.num_units, **asked)
+    sample = PolymerSample(
+        key=work.key,
+        topology=unit.topology,
+        num_units=work.num_units,
+        tacticity=recipe.tacticity,
+        seed=work.seed,
+        engine=recipe.engine,
+        heavy_ang=chain.heavy_ang,
+        hydrogen_ang=chain.hydrogen_ang,
+        energies_kcal_mol=chain.energies_kcal_mol,  # a grown chain has none: it is put together from relaxed shapes, not scored as a whole
+        provenance=_provenance(recipe, work) | {"units_as_written": recipe.num_units} | chain.info,
+    )
+    # Atoms in motion stretch their bonds: chains of dynamics are held to the bounds that hold for any bond of these elements.
+    return _Built(sample, chain.handedness, library.heavy_ang if recipe.engine == "grow" else None)
+
+
+def _imported(recipe: BuildRecipe, source: str, work: Standard, payload: bytes) -> _Built:
+    """A chain that the source brought along."""
+    from data_shards.sources import read_structure
+    from data_shards.writer import sample_key
+
+    found = read_structure(source, payload, work.psmiles)
+    sample = PolymerSample(
+        key=sample_key(found.topology.psmiles, found.num_units, work.seed),
+        topology=found.topology,
+        num_units=found.num_units,
+        tacticity="as imported",
+        seed=work.seed,
+        engine="import",
+        heavy_ang=found.heavy_ang,
+        hydrogen_ang=found.hydrogen_ang,
+        energies_kcal_mol=found.energies_kcal_mol,
+        provenance=_provenance(recipe, work) | {"source": source} | found.facts,
+    )
+    return _Built(sample, None, None)
+
+
+def _relaxed(built: _Built) -> _Built:
+    from data_shards.conformers.dynamics import relax_chain
+
+    sample = built.sample
+    found = relax_chain(sample.topology, sample.num_units, sample.heavy_ang, sample.hydrogen_ang)
+    relaxed = replace(
+        sample,
+        heavy_ang=found.heavy_ang,
+        hydrogen_ang=found.hydrogen_ang,
+        energies_kcal_mol=found.energy_after_kcal_mol,
+        provenance=sample.provenance
+        | {"relaxed": {**found.info, "energies_before_kcal_mol": [float(e) for e in found.energy_before_kcal_mol]}},
+    )
+    return _Built(relaxed, built.handedness, None)
+
+
+def good_ones(recipe: BuildRecipe, built: _Built, written: str) -> list[int]:
+    """The quality stage: indices of the conformations without a defect.
 
     Raises:
         PolymerError: no conformation passes; the reason is the first one's.
     """
     from data_shards.conformers.quality import check_chain
 
+    sample = built.sample
     reports = [
-        check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=handedness, reference_ang=reference_ang)
+        check_chain(
+            sample.topology,
+            sample.num_units,
+            heavy,
+            hydrogen,
+            handedness=built.handedness,
+            shapes_ang=built.shapes_ang,
+            limits=recipe.quality,
+        )
         for heavy, hydrogen in zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
     ]
     good = [index for index, report in enumerate(reports) if report.ok]
     if not good:
         raise PolymerError(written, f"quality:{reports[0].reason}", f"none of {len(reports)} conformations passed: {reports[0]}")
-    if len(good) == len(reports):
+    return good
+
+
+def select(sample: PolymerSample, kept: list[int]) -> PolymerSample:
+    """The sample with some of its conformations."""
+    if len(kept) == len(sample.heavy_ang):
         return sample
     energies = sample.energies_kcal_mol
     return replace(
         sample,
-        heavy_ang=sample.heavy_ang[good],
-        hydrogen_ang=sample.hydrogen_ang[good],
-        energies_kcal_mol=None if energies is None else energies[good],
+        heavy_ang=sample.heavy_ang[kept],
+        hydrogen_ang=sample.hydrogen_ang[kept],
+        energies_kcal_mol=None if energies is None else energies[kept],
     )
 
 
@@ -176,7 +265,6 @@ def _provenance(recipe: BuildRecipe, work: Standard) -> dict[str, Any]:
         "row": work.row.number,
         "written": work.row.psmiles,
         "group": work.group,
-        "units_as_written": recipe.num_units,
         **work.row.labels,
     }
 
@@ -184,7 +272,7 @@ def _provenance(recipe: BuildRecipe, work: Standard) -> dict[str, Any]:
 @cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide the coordinates."""
-    return {name: version(name) for name in ("rdkit", "numpy", "scipy")}
+    return {name: version(name) for name in ("rdkit", "numpy", "scipy", "openmm")}
 
 
 def _guarded(recipe: BuildRecipe, row: Row, action: Callable[[], T]) -> T | Dropped:
@@ -200,7 +288,7 @@ def _guarded(recipe: BuildRecipe, row: Row, action: Callable[[], T]) -> T | Drop
 
 
 def _dropped(row: Row, reason: str, detail: str) -> Dropped:
-    return Dropped(row.number, row.psmiles, reason, " ".join(detail.split())[:_DETAIL_LENGTH])
+    return Dropped(row.number, row.psmiles[:_PSMILES_SHOWN], reason, " ".join(detail.split())[:_DETAIL_LENGTH])
 
 
 @contextmanager
@@ -222,37 +310,27 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@contextmanager
-def hard_limit(seconds: float) -> Iterator[None]:
-    """End this process when the block takes longer than `seconds`, even when compiled code never returns. For worker processes only."""
-    with open(os.devnull, "w") as sink:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sink)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-
-def to_staged(outcome: Finished | Dropped) -> bytes:
+def to_staged(outcome: Outcome) -> bytes:
     """One polymer's outcome as one file: a JSON line, then the members one after the other."""
-    if isinstance(outcome, Dropped):
-        return json.dumps({"dropped": asdict(outcome)}, sort_keys=True).encode() + b"\n"
-    sizes = {name: len(data) for name, data in outcome.members.items()}
-    head = json.dumps({"entry": asdict(outcome.entry), "sizes": sizes}, sort_keys=True).encode() + b"\n"
-    return head + b"".join(outcome.members[name] for name in sorted(outcome.members))
+    head: dict[str, Any] = {"core_sec": outcome.core_sec}
+    if isinstance(outcome.result, Dropped):
+        return json.dumps({**head, "dropped": asdict(outcome.result)}, sort_keys=True).encode() + b"\n"
+    members = outcome.result.members
+    head |= {"entry": asdict(outcome.result.entry), "sizes": {name: len(data) for name, data in members.items()}}
+    return json.dumps(head, sort_keys=True).encode() + b"\n" + b"".join(members[name] for name in sorted(members))
 
 
-def from_staged(blob: bytes) -> Finished | Dropped | None:
+def from_staged(blob: bytes) -> Outcome | None:
     """The outcome back from its file, or None where the file is torn (a power cut), so that the polymer is done again."""
     head, _, body = blob.partition(b"\n")
     try:
         facts = json.loads(head)
         if "dropped" in facts:
-            return Dropped(**facts["dropped"])
+            return Outcome(Dropped(**facts["dropped"]), facts["core_sec"])
         members, start = {}, 0
         for name, size in sorted(facts["sizes"].items()):
             members[name] = body[start : start + size]
             start += size
-        return Finished(SampleEntry(**facts["entry"]), members) if start == len(body) else None
+        return Outcome(Finished(SampleEntry(**facts["entry"]), members), facts["core_sec"]) if start == len(body) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,12 +46,15 @@ def main(
             found = shard_damages(opened, shard, limit=limit, quality=quality)
             damages += found
             bar.advance(shard.num_samples, note=f"damages: {len(damages)}" if damages else "")
-    damages += set_damages(opened)
+    damages += set_damages(opened) + file_damages(opened)
+    if len(listed) > 1 and all(any(line.startswith(f"{shard.name}: sha256") for line in damages) for _, shard in listed):
+        damages.insert(0, "manifest.json: no shard has the checksum that it names; the manifest is of another build")
     for line in damages[:DAMAGES_SHOWN]:
         print(f"damaged: {line}")
     if damages:
         where = ", ".join(sorted({line.split(":", 1)[0] for line in damages}))
-        raise ShardError(f"{_count(damages)} in {where}; copy these files again or rebuild the shards")
+        cure = "copy these files again, or repeat the build command: it makes only them again"
+        raise ShardError(f"{_count(damages)} in {where}; {cure}")
     print(f"{shards}: {total} samples in {_shards(listed)}: every checksum and sample is right; fingerprint {opened.fingerprint[:16]}")
 
 
@@ -74,6 +77,15 @@ def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = No
             digest.update(chunk)
     if digest.hexdigest() != shard.sha256:
         damages.append(f"{shard.name}: sha256 {digest.hexdigest()[:12]} instead of {shard.sha256[:12]}")
+    lying, listed = _keys(opened, shard), [entry.key for entry in shard.samples]
+    if lying is None:
+        damages.append(f"{shard.name}: is no whole tar file")
+    else:
+        missing, extra = set(listed) - set(lying), set(lying) - set(listed)
+        damages += [f"{shard.name}: sample {key} is missing" for key in sorted(missing)]
+        damages += [f"{shard.name}: holds sample {key}, which the manifest does not list" for key in sorted(extra)]
+        if not missing and not extra and lying != listed:
+            damages.append(f"{shard.name}: its samples lie in another order, or twice")
     if len(shard.samples) != shard.num_samples:
         damages.append(f"{shard.name}: the manifest lists {len(shard.samples)} samples and counts {shard.num_samples}")
     for entry in shard.samples[:limit]:
@@ -82,12 +94,48 @@ def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = No
         except ShardError as error:
             damages.append(f"{shard.name}: {error}")
             continue
-        damages += [f"{shard.name}: sample {entry.key} {line}" for line in sample_damages(sample, entry, quality=quality)]
+        limits = opened.manifest.recipe.get("quality") or {} if quality else None
+        damages += [f"{shard.name}: sample {entry.key} {line}" for line in sample_damages(sample, entry, limits)]
     return damages
 
 
-def sample_damages(sample: PolymerSample, entry: SampleEntry, *, quality: bool = False) -> list[str]:
-    """What is wrong with one decoded sample (its shapes were checked when it was decoded)."""
+def _keys(opened: ShardSet, shard: ShardEntry) -> list[str] | None:
+    """Keys of the samples in a tar file, one after the other; None where it is torn."""
+    import tarfile
+
+    keys: list[str] = []
+    try:
+        with opened.open_binary(shard) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for info in tar:
+                key = info.name.split(".", 1)[0]
+                keys += [key] if keys[-1:] != [key] else []
+    except (tarfile.TarError, EOFError):
+        return None
+    return keys
+
+
+def file_damages(opened: ShardSet) -> list[str]:
+    """What is wrong with the files beside the shards: the funnel's checksums, shards that nobody lists."""
+    damages = []
+    lying = opened.names()
+    for name, sha256 in opened.manifest.files.items():
+        if name not in lying:
+            damages.append(f"{name}: is missing")
+        elif hashlib.sha256(opened.read_file(name)).hexdigest() != sha256:
+            damages.append(f"{name}: is not as it was written")
+    listed = {shard.name for _, shard in opened.manifest.shards()}
+    damages += [f"{name}: lies there and the manifest does not list it" for name in lying if name.endswith(".tar") and name not in listed]
+    return damages
+
+
+def sample_damages(sample: PolymerSample, entry: SampleEntry, limits: dict[str, Any] | None = None) -> list[str]:
+    """What is wrong with one decoded sample (its shapes were checked when it was decoded).
+
+    Args:
+        sample: as decoded.
+        entry: what the manifest says of it.
+        limits: of the quality checks, as the recipe has them; None leaves these checks out.
+    """
     import numpy as np
 
     from data_shards.schema import chain_bonds
@@ -108,20 +156,23 @@ def sample_damages(sample: PolymerSample, entry: SampleEntry, *, quality: bool =
     low, high = BOND_RANGE_ANG
     if lengths.min() < low or lengths.max() > high:
         damages.append(f"has bonds of {lengths.min():.2f} to {lengths.max():.2f} angstrom, outside {low} to {high}")
-    if quality:
-        damages += _quality_damages(sample)
+    if limits is not None:
+        damages += _quality_damages(sample, limits)
     return damages
 
 
-def _quality_damages(sample: PolymerSample) -> list[str]:
+def _quality_damages(sample: PolymerSample, limits: dict[str, Any]) -> list[str]:
     from data_shards.chem.chain import tacticity_signs
     from data_shards.conformers.quality import check_chain
+    from data_shards.recipe import QualityLimits
 
-    # An imported chain has the handedness that its source gave it; only a grown one can be recomputed.
-    grown = sample.engine == "grow"
-    signs = tacticity_signs(sample.topology, sample.num_units, sample.tacticity, sample.seed) if grown else None
+    # An imported chain has the handedness that its source gave it; only a built one can be recomputed. The shapes that bonds were compared
+    # with are gone: covalent radii take their place.
+    imported = sample.engine == "import"
+    signs = None if imported else tacticity_signs(sample.topology, sample.num_units, sample.tacticity, sample.seed)
+    options = {"handedness": signs, "limits": QualityLimits(**{**limits, "bond_error_ang": None})}
     pairs = zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
-    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=signs) for heavy, hydrogen in pairs]
+    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen, **options) for heavy, hydrogen in pairs]
     return [f"conformation {index} fails: {report.reason}" for index, report in enumerate(reports) if not report.ok]
 
 

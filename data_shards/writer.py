@@ -1,6 +1,7 @@
 """A sample as bytes, and the tar file that samples lie in. The same samples give the same bytes.
 
-Members of one sample, in tar order: ``{key}.heavy.npy``, ``{key}.hydrogen.npy``, ``{key}.json``, ``{key}.topology.npz``.
+Members of one sample, in tar order: ``{key}.heavy.npy``, ``{key}.hydrogen.npy``, ``{key}.json``, for a relaxed chain
+``{key}.raw.heavy.npy`` and ``{key}.raw.hydrogen.npy``, ``{key}.topology.npz``.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ def sample_key(psmiles: str, num_units: int, seed: int) -> str:
     return hashlib.sha256(f"{psmiles}\n{num_units}\n{seed}".encode()).hexdigest()[:24]
 
 
-def encode(sample: PolymerSample) -> dict[str, bytes]:
+def encode(sample: PolymerSample, *, raw: PolymerSample | None = None) -> dict[str, bytes]:
     """A sample as tar members, named as webdataset names them (extension only).
 
     Args:
         sample: what to store.
+        raw: the same conformations before they were relaxed.
 
     Returns:
-        ``json``, ``topology.npz``, ``heavy.npy`` and ``hydrogen.npy``; the bytes depend on the sample alone.
+        ``json``, ``topology.npz``, ``heavy.npy`` and ``hydrogen.npy``, and ``raw.heavy.npy`` and ``raw.hydrogen.npy`` where there is a raw
+        sample; the bytes depend on the samples alone.
     """
     energies = sample.energies_kcal_mol
     facts = {
@@ -53,12 +56,16 @@ def encode(sample: PolymerSample) -> dict[str, bytes]:
     }
     arrays = {name: getattr(sample.topology, name) for name in TOPOLOGY_ARRAYS}
     arrays["junction_order"] = np.array(sample.topology.junction_order, dtype=np.uint8)
-    return {
+    members = {
         "json": json.dumps(facts, sort_keys=True, allow_nan=False).encode(),
         "topology.npz": _npz(arrays),
         "heavy.npy": _npy(sample.heavy_ang.astype(np.float32, copy=False)),
         "hydrogen.npy": _npy(sample.hydrogen_ang.astype(np.float32, copy=False)),
     }
+    if raw is not None:
+        members["raw.heavy.npy"] = _npy(raw.heavy_ang.astype(np.float32, copy=False))
+        members["raw.hydrogen.npy"] = _npy(raw.hydrogen_ang.astype(np.float32, copy=False))
+    return members
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -24,7 +24,7 @@ FLOORS = (  # inside foundation: each floor may name itself and the ones before 
 )
 DOORS = {  # package -> the files and folders that may name it
     "deepspeed": ("foundation/train/engine.py", "foundation/train/elastic.py"),
-    "ray": ("data_shards/pipeline.py", "cluster/"),
+    "ray": ("data_shards/crew.py", "cluster/"),
     "webdataset": ("data_shards/writer.py", "foundation/data/loader.py"),
     "wandb": ("foundation/track/tracker.py",),
     "peft": ("finetune/lora.py",),

@@ -1,9 +1,80 @@
-"""Where polymers come from. A source yields rows; it decides nothing about chemistry."""
+"""Where polymers come from. A source yields rows, some with a structure; it decides nothing about chemistry."""
 
 from __future__ import annotations
 
-from data_shards.sources.table import Row, read_table, read_textbook
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
-SOURCES = {"table": read_table, "textbook": read_textbook}
+from data_shards.errors import InputError
+from data_shards.sources.table import Row, TableSource, textbook
 
-__all__ = ["SOURCES", "Row", "read_table", "read_textbook"]
+if TYPE_CHECKING:
+    from data_shards.conformers.imported import Structure
+
+SOURCES = ("table", "textbook", "sdf", "polyconfm-lmdb")
+
+
+class Source(Protocol):
+    """Polymers in a fixed order, read as often as needed and a few at a time."""
+
+    @property
+    def engine(self) -> str | None:
+        """ "import" where rows bring their own chains, None where chains are to be built."""
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, numbered from 1. A record that cannot be read is a row too, so that the funnel counts it."""
+
+    def payload(self, number: int) -> bytes:
+        """The structure of a row as it lies in the file; empty where there is none."""
+
+
+def open_source(name: str, path: str | None, column: str | None = None, limit: int | None = None) -> Source:
+    """A source by its name on the command line.
+
+    Args:
+        name: one of SOURCES.
+        path: file, folder or address, as the source wants it.
+        column: where the P-SMILES stands, for sources that have columns or properties.
+        limit: read at most this many rows.
+
+    Raises:
+        InputError: no such source, or the source cannot read its input.
+    """
+    if name == "table":
+        return TableSource(path, column, limit)
+    if name == "textbook":
+        return textbook(path, column, limit)
+    if name not in SOURCES:
+        raise InputError(f"source {name!r} must be one of {', '.join(SOURCES)}; change --source")
+    if path is None:
+        raise InputError(f"--source {name} needs a file; pass it with --input")
+    if name == "sdf":
+        from data_shards.sources.sdf import SdfSource
+
+        return SdfSource(path, column, limit)
+    from data_shards.sources.polyconfm_lmdb import PolyConfmLmdbSource
+
+    return PolyConfmLmdbSource(path, column, limit)
+
+
+def read_structure(name: str, payload: bytes, psmiles: str) -> Structure:
+    """A row's structure as a chain in our order, from the bytes that its source has for it.
+
+    Args:
+        name: of the source.
+        payload: as `Source.payload` returned it.
+        psmiles: canonical P-SMILES.
+
+    Raises:
+        PolymerError: the record cannot be read, or is no chain of this polymer.
+    """
+    if name == "sdf":
+        from data_shards.sources import sdf
+
+        return sdf.read_structure(payload, psmiles)
+    from data_shards.sources import polyconfm_lmdb
+
+    return polyconfm_lmdb.read_structure(payload, psmiles)
+
+
+__all__ = ["SOURCES", "Row", "Source", "TableSource", "open_source", "read_structure", "textbook"]

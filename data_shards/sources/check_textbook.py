@@ -81,9 +81,9 @@ def _pairs(path: str, column: str) -> list[tuple[str, float]]:
     """(P-SMILES, number) of every row."""
     from math import isfinite
 
-    from data_shards.sources.table import read_table
+    from data_shards.sources.table import TableSource
 
-    rows = read_table(path)
+    rows = TableSource(path).rows()
     pairs = []
     for row, cell in zip(rows, _column(path, column), strict=True):
         try:

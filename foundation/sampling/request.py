@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_shards.errors import InputError, PolymerError
 from data_shards.schema import UnitTopology
-from data_shards.sources.table import read_table
+from data_shards.sources.table import TableSource
 
 if TYPE_CHECKING:
     from foundation.batch import Condition
@@ -133,7 +133,7 @@ def read_requests(
         return [read_request(psmiles, num_units, tacticity, seed)], []
     assert table is not None
     requests, refused = [], []
-    for row in read_table(table, column=column, limit=limit):
+    for row in TableSource(table, column, limit).rows():
         try:
             requests.append(read_request(row.psmiles, num_units, tacticity, seed, row.number))
         except PolymerError as error:

@@ -113,7 +113,7 @@ def write_table() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def ray_two_cpus() -> Iterator[None]:
     """One Ray for all tests that need it; started the way the build starts it."""
-    from data_shards.pipeline import start_ray
+    from data_shards.crew import start_ray
 
     with start_ray(2):
         yield

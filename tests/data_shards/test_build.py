@@ -22,12 +22,13 @@ import pytest
 from data_shards import build, show, verify
 from data_shards.console import run
 from data_shards.errors import PolymerError, ShardError
-from data_shards.manifest import MANIFEST_NAME, parse_manifest, write_atomic
+from data_shards.manifest import CHECKSUM, MANIFEST_NAME, parse_manifest, write_atomic
 from data_shards.reader import ShardSet, decode, open_shards
 from data_shards.schema import chain_bonds
 
 Make = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
+FILES = ("funnel.csv", "funnel.json", "funnel.md", "manifest.json")
 SIZE = ("--num-units", "4", "--conformers", "2", "--shard-size", "6", "--workers", "0")
 BAD = (
     "*CC",  # 1 star
@@ -48,7 +49,8 @@ def command(app: Callable[..., Any], *words: object) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Everything but build.json, which holds seconds."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "build.json"}
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +86,7 @@ def test_shards_hold_the_polymers(built: Path) -> None:
     manifest = shards.manifest
     assert {split: len(shards.samples(split)) for split in manifest.splits} == {"train": 8, "val": 1, "test": 1}
     assert [shard.num_samples for _, shard in manifest.shards()] == [6, 2, 1, 1]
-    assert sorted(files(built)) == sorted([shard.name for _, shard in manifest.shards()] + ["funnel.csv", "manifest.json"])
+    assert sorted(path.name for path in built.iterdir()) == sorted([shard.name for _, shard in manifest.shards()] + [*FILES, "build.json"])
     styrene = next(entry for split in manifest.splits for entry in shards.samples(split) if "c1ccccc1" in entry.psmiles)
     sample = shards.read(styrene)
     assert sample.heavy_ang.shape == (2, 4 * 8 + 2, 3)
@@ -181,17 +183,30 @@ def test_a_killed_build_continues_to_the_same_bytes(built: Path, table: Path, tm
 def test_a_kill_while_writing_continues_to_the_same_bytes(
     built: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data_shards import pipeline, staging
+    from data_shards import pipeline, store, writer
+    from data_shards.plan import Plan
+    from data_shards.staging import Staging
+    from data_shards.store import Folder
 
     def killed(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
     words = ("--input", table, "--out", out, "--max-atoms-per-unit", 20, *SIZE)
-    for module, name in ((pipeline, "_funnel_csv"), (pipeline, "write_atomic"), (staging.shutil, "rmtree")):
+    points = (
+        (pipeline, "finish_shard"),  # a shard's polymers are done, the shard is not begun
+        (writer.os, "fsync"),  # written, not yet renamed
+        (Folder, "place"),  # renamed, not yet in its place
+        (Plan, "finish"),  # in its place, not yet noted
+        (Staging, "remove"),  # noted, its polymers not yet cleared up
+        (pipeline, "_funnel_csv"),
+        (pipeline, "manifest_lines"),
+        (store.shutil, "rmtree"),
+    )
+    for owner, name in points:
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, killed)
-            assert command(build.app, *words) == 3
+            patch.setattr(owner, name, killed)
+            assert command(build.app, *words) == 3, name
         assert (out / ".staging").exists()
     assert (out / MANIFEST_NAME).exists()  # the last kill came after the commit
     assert command(build.app, *words) == 0
@@ -230,11 +245,11 @@ def test_nothing_is_overwritten_without_the_word(copy: Path, write_table: Make, 
     before = files(copy)
     source = write_table(tmp_path / "a.csv", ("*CC*",))
     assert command(build.app, "--input", source, "--out", copy, *SIZE) == 2
-    assert "already holds shards; pass --overwrite to replace them, or another --out" in capsys.readouterr().err
+    assert "already holds shards of another recipe and other rows; pass --overwrite" in capsys.readouterr().err
     assert files(copy) == before
     (copy / "notes.txt").write_text("mine")
     assert command(build.app, "--input", source, "--out", copy, "--overwrite", *SIZE) == 0
-    assert sorted(files(copy)) == ["funnel.csv", "manifest.json", "notes.txt", "train-000000.tar"]
+    assert sorted(files(copy)) == [*FILES, "notes.txt", "train-000000.tar"]
     assert open_shards(copy).manifest.funnel.kept == 1
 
 
@@ -259,10 +274,10 @@ def test_an_old_set_stays_whole_until_the_new_one_is_ready(
     [
         (("--num-units", "0"), "num_units 0 must be greater than or equal to 1; change --num-units"),
         (("--workers", "-1"), "workers -1 must be >= 0; change --workers"),
-        (("--source", "zinc"), "source 'zinc' must be one of table, textbook; change --source"),
+        (("--source", "zinc"), "source 'zinc' must be one of table, textbook, sdf, polyconfm-lmdb; change --source"),
         (("--column", "smiles"), "has no column 'smiles'; it has 'id', 'psmiles'; change --column"),
         (("--limit", "0"), "limit 0 must be >= 1; change --limit"),
-        (("--holdout", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--to-test", "nowhere.txt"), "nowhere.txt cannot be read"),
         (("--input", "nowhere.csv"), "nowhere.csv does not exist; pass the table of polymers with --input"),
     ],
 )
@@ -306,17 +321,17 @@ def test_a_dry_run_writes_nothing(table: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
 
 
-def test_holdout_goes_to_test(tmp_path: Path, write_table: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_polymers_go_to_test(tmp_path: Path, write_table: Make, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_table(tmp_path / "a.csv", ("*CC*", "*CCO*", "*CC(*)C"))
     (tmp_path / "held.txt").write_text("# the same chain as *CCO*, written otherwise\n*OCC*\n\n")
-    words = ("--input", source, "--out", tmp_path / "out", "--holdout", tmp_path / "held.txt", *SIZE)
+    words = ("--input", source, "--out", tmp_path / "out", "--to-test", tmp_path / "held.txt", *SIZE)
     assert command(build.app, *words) == 0
     shards = open_shards(tmp_path / "out")
     assert len(shards.samples("train")) == 2
     assert [shards.read(entry).provenance["written"] for entry in shards.samples("test")] == ["*CCO*"]
     (tmp_path / "held.txt").write_text("*CC*\n*OCC*\n*CC(*)C\n")
     assert command(build.app, *words, "--overwrite") == 2
-    assert "all 3 polymers are held out; leave some for training in --holdout" in capsys.readouterr().err
+    assert "all 3 polymers are to go to test; leave some for training in --to-test" in capsys.readouterr().err
     assert len(shards.samples("train")) == 2
     (tmp_path / "held.txt").write_text("*CC*\nwhat\n")
     assert command(build.app, *words, "--overwrite") == 2
@@ -331,7 +346,7 @@ def test_an_address_gets_the_same_bytes(
 ) -> None:
     import fsspec
 
-    from data_shards import upload
+    from data_shards import store
 
     memory = fsspec.filesystem("memory")
     monkeypatch.chdir(tmp_path)
@@ -345,14 +360,18 @@ def test_an_address_gets_the_same_bytes(
             patch.setattr(type(memory), "put_file", killed)
             assert command(build.app, *words) == 3
         assert not memory.exists("/bucket/built/manifest.json")
-        with monkeypatch.context() as patch:
-            patch.setattr("data_shards.pipeline.build", killed)  # the polymers are done: only the upload is repeated
-            assert command(build.app, *words) == 0
-        assert {path.rsplit("/", 1)[-1]: memory.cat_file(path) for path in memory.ls("/bucket/built", detail=False)} == files(built)
-        assert not list((tmp_path / upload.SCRATCH).iterdir())
+        capsys.readouterr()
+        assert command(build.app, *words) == 0
+        assert "continuing: 6 of 10 polymers are done already" in capsys.readouterr().err  # the shard that could not be uploaded
+        lying = {path.rsplit("/", 1)[-1]: memory.cat_file(path) for path in memory.ls("/bucket/built", detail=False)}
+        assert lying.pop("build.json")
+        assert lying == files(built)
+        assert not list((tmp_path / store.SCRATCH).iterdir())
         assert command(verify.app, "memory://bucket/built") == 0
-        assert command(build.app, *words) == 2
-        assert "memory://bucket/built already holds shards; pass --overwrite" in capsys.readouterr().err
+        assert command(build.app, *words) == 0
+        assert "memory://bucket/built holds this build already" in capsys.readouterr().err
+        assert command(build.app, *words, "--seed", 1) == 2
+        assert "memory://bucket/built already holds shards of another recipe; pass --overwrite" in capsys.readouterr().err
         assert command(build.app, "--input", table, "--out", "memory://bucket/built", "--limit", 1, "--overwrite", *SIZE) == 0
         assert open_shards("memory://bucket/built").manifest.funnel.kept == 1
         assert command(build.app, "--input", table, "--out", "nosuch://bucket/built", *SIZE) == 2
@@ -373,6 +392,7 @@ def _flip(path: Path, offset: int) -> None:
 def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     data = json.loads((folder / MANIFEST_NAME).read_text())
     change(data)
+    data.pop(CHECKSUM, None)  # an older manifest has none
     write_atomic(folder / MANIFEST_NAME, json.dumps(data).encode())
     parse_manifest((folder / MANIFEST_NAME).read_bytes(), "test")
 
@@ -392,7 +412,97 @@ def test_one_bit_is_noticed(copy: Path, member: str, capsys: pytest.CaptureFixtu
     assert command(verify.app, copy) == 2
     heard = capsys.readouterr()
     assert "train-000001.tar: sha256" in heard.out
-    assert "in train-000001.tar; copy these files again or rebuild the shards" in heard.err
+    assert "in train-000001.tar; copy these files again, or repeat the build command: it makes only them again" in heard.err
+
+
+def _drop_member(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20_000])
+
+
+def _add_sample(path: Path) -> None:
+    """Append a sample that nobody planned, before the end of the archive."""
+    import io
+    import tarfile
+
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("f" * 24 + ".json")
+        info.size = 2
+        tar.addfile(info, io.BytesIO(b"{}"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence", "says"),
+    [
+        (lambda path: _flip(path, 3000), "sha256", None),
+        (_drop_member, None, "the manifest says"),  # a size that is wrong is seen before anything is read
+        (_add_sample, "which the manifest does not list", None),  # in the padding at the end: the size stays
+        (Path.unlink, None, "is missing though the manifest lists it"),
+        (lambda path: shutil.copy(path, path.with_name("train-000009.tar")), "lies there and the manifest does not list it", None),
+        (lambda path: (path.parent / "funnel.csv").write_text("row\n"), "funnel.csv: is not as it was written", None),
+        (lambda path: (path.parent / "funnel.md").unlink(), "funnel.md: is missing", None),
+    ],
+)
+def test_damage_is_named_and_only_that_is_made_again(
+    copy: Path,
+    built: Path,
+    table: Path,
+    damage: Callable[[Path], object],
+    sentence: str | None,
+    says: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from data_shards import pipeline
+
+    finished = []
+    real = pipeline.finish_shard
+    monkeypatch.setattr(pipeline, "finish_shard", lambda plan, target, name: (finished.append(name), real(plan, target, name)))
+    damage(copy / "train-000001.tar")
+    assert command(verify.app, copy) == 2
+    heard = capsys.readouterr()
+    assert (sentence or "") in heard.out
+    assert (says or "") in heard.err
+    assert command(build.app, "--input", table, "--out", copy, "--max-atoms-per-unit", 20, *SIZE) == 0
+    if "funnel" in (sentence or ""):
+        shards = 4 if "csv" in str(sentence) else 0  # without its reasons a shard with dropped chains would have to be made again
+        assert len(finished) <= shards
+    elif sentence in (None, "sha256", "which the manifest does not list"):
+        assert finished == ["train-000001.tar"]
+    else:
+        assert finished == []
+    assert files(copy) == files(built)
+    assert command(verify.app, copy) == 0
+
+
+def test_a_foreign_manifest_is_noticed(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def foreign(data: dict[str, Any]) -> None:
+        for split in data["splits"].values():
+            for shard in split:
+                shard["sha256"] = "0" * 64
+
+    _edit(copy, foreign)
+    assert command(verify.app, copy) == 2
+    assert "manifest.json: no shard has the checksum that it names; the manifest is of another build" in capsys.readouterr().out
+
+
+def test_a_manifest_that_was_changed_is_refused(copy: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"empty": 1', '"empty": 2', 1))
+    assert command(verify.app, copy) == 2
+    assert "manifest.json is not as it was written (its checksum differs)" in capsys.readouterr().err
+    assert command(build.app, "--input", table, "--out", copy, "--max-atoms-per-unit", 20, *SIZE) == 2
+    assert "or pass --overwrite to build all of it again" in capsys.readouterr().err
+
+
+def test_a_sample_too_many_is_named_even_where_checksums_agree(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hashlib import sha256
+
+    path = copy / "train-000001.tar"
+    _add_sample(path)
+    facts = {"sha256": sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    _edit(copy, lambda data: data["splits"]["train"][1].update(facts))
+    assert command(verify.app, copy) == 2
+    assert f"train-000001.tar: holds sample {'f' * 24}, which the manifest does not list" in capsys.readouterr().out
 
 
 def _first(data: dict[str, Any], split: str) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _break_version(folder: Path) -> None:
 
 def _break_field(folder: Path) -> None:
     data = json.loads((folder / MANIFEST_NAME).read_text())
-    del data["funnel"]
+    del data["funnel"], data["manifest_sha256"]
     (folder / MANIFEST_NAME).write_text(json.dumps(data))
 
 
