@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
 
-from data_shards.chem.capped import CappedUnit, capped_unit, embed, positions
+from data_shards.chem.capped import CappedUnit, capped_unit, embed_heavy
 from data_shards.chem.oligomer import BOND_CODES, heavy_chain
 from data_shards.chem.psmiles import canonicalise, parse
 from data_shards.chem.stereo import measure_signs, potential_centres, sign_from_tag
@@ -163,13 +163,11 @@ def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], N
     topology = capped.topology
     fixed = topology.stereo_specified
     related = len(fixed) > 1 and not fixed.all()
-    mol = capped.with_signs(fixed)
-    found = embed(mol, NUM_REFERENCES_STEREO if related else NUM_REFERENCES, REFERENCE_SEED)
-    if not found:
+    x_ang = embed_heavy(capped.with_signs(fixed), NUM_REFERENCES_STEREO if related else NUM_REFERENCES, REFERENCE_SEED)
+    if not len(x_ang):
         raise PolymerError(
             psmiles, "no-conformer", "no three-dimensional shape of the repeat unit could be embedded; check its rings and stereo marks"
         )
-    x_ang = positions(mol, found)
     if not related:
         patterns = np.stack([np.where(fixed == 0, sign, fixed) for sign in ((1,) if fixed.all() else (1, -1))])
         return x_ang, patterns.astype(np.int8)

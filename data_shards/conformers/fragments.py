@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rdkit import Chem
 from scipy.spatial.distance import pdist, squareform
 
-from data_shards.chem.capped import embed, positions
+from data_shards.chem.capped import embed_heavy, positions
 from data_shards.chem.repeat_unit import RepeatUnit, build_unit
 from data_shards.chem.stereo import measure_signs
 from data_shards.conformers.force_field import ForceField, force_field, relax
@@ -90,7 +90,7 @@ def _shapes(
     if num_thermal is None:
         num_thermal = min(MIN_THERMAL + len(turning), MAX_THERMAL)
     if num_thermal and len(x_ang):
-        x_ang, energies = sample_torsions(parameters, x_ang, turning, num_thermal, RT_KCAL_MOL, np.random.default_rng(seed))
+        x_ang, energies = sample_torsions(parameters, x_ang, energies, turning, num_thermal, RT_KCAL_MOL, np.random.default_rng(seed))
     energies, x_ang, signs = _allowed(unit, energies, x_ang, mirrored)
     missing = [pattern for pattern in unit.configurations.tolist() if not (signs == np.array(pattern)).all(axis=1).any()]
     if missing:
@@ -130,8 +130,7 @@ def _starts(unit: RepeatUnit, pattern: NDArray[np.int8], count: int, mirrored: b
     found = found[(signs == pattern).all(axis=1)][:count]
     if len(found) == count:
         return found
-    mol = unit.capped.with_signs(pattern)
-    return np.concatenate([found, positions(mol, embed(mol, count - len(found), seed + 1))])
+    return np.concatenate([found, embed_heavy(unit.capped.with_signs(pattern), count - len(found), seed + 1)])
 
 
 def _allowed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
@@ -46,6 +48,7 @@ def _side(mol: Chem.Mol, start: int, blocked: int) -> set[int]:
 def sample_torsions(
     parameters: ForceField,
     x_ang: NDArray[np.float64],
+    energies_kcal_mol: NDArray[np.float64],
     turning: list[tuple[int, int, NDArray[np.int64]]],
     num_samples: int,
     temperature_energy_kcal_mol: float,
@@ -58,6 +61,7 @@ def sample_torsions(
     Args:
         parameters: force field of the molecule.
         x_ang: (R, atoms, 3) relaxed conformers.
+        energies_kcal_mol: (R,) of them, as relax gives them.
         turning: rotors of the molecule.
         num_samples: states kept of each walker, STEPS_PER_SAMPLE trial moves apart.
         temperature_energy_kcal_mol: RT.
@@ -67,37 +71,43 @@ def sample_torsions(
         (R * num_samples, atoms, 3) states, walker by walker, and their energies.
     """
     if not turning:
-        whole = with_positions(parameters.mol, x_ang[0])
-        field = parameters.field(whole)
-        energies = np.array([field.CalcEnergy(x.ravel().tolist()) for x in x_ang])
-        return np.repeat(x_ang, num_samples, axis=0), np.repeat(energies, num_samples)
+        return np.repeat(x_ang, num_samples, axis=0), np.repeat(energies_kcal_mol, num_samples)
     states, energies_kept = [], []
-    for start in x_ang:
+    for start, relaxed in zip(x_ang, energies_kcal_mol.tolist(), strict=True):
         mol = with_positions(parameters.mol, start)
-        field = parameters.field(mol)
+        field = parameters.torsional_field(mol)
         x, energy = start, field.CalcEnergy()
+        constant = relaxed - energy
         steps = num_samples * STEPS_PER_SAMPLE
-        bonds = rng.integers(len(turning), size=steps)
-        turns = np.where(rng.random(steps) < JUMP_SHARE, rng.choice(JUMPS_RAD, steps), rng.normal(0.0, SMALL_MOVE_RAD, steps))
-        tolerated = -temperature_energy_kcal_mol * np.log1p(-rng.random(steps))
+        bonds = rng.integers(len(turning), size=steps).tolist()
+        turns = np.where(rng.random(steps) < JUMP_SHARE, rng.choice(JUMPS_RAD, steps), rng.normal(0.0, SMALL_MOVE_RAD, steps)).tolist()
+        tolerated = (-temperature_energy_kcal_mol * np.log1p(-rng.random(steps))).tolist()
         for step in range(steps):
             b, c, moved = turning[bonds[step]]
-            trial = turn(x, b, c, moved, float(turns[step]))
-            raised = field.CalcEnergy(trial.ravel().tolist())
+            trial = turn(x, b, c, moved, turns[step])
+            raised = field.CalcEnergy(trial.ravel().tolist())  # without the list RDKit would use distances of the start
             if raised - energy < tolerated[step]:
                 x, energy = trial, raised
             if (step + 1) % STEPS_PER_SAMPLE == 0:
                 states.append(x)
-                energies_kept.append(energy)
+                energies_kept.append(energy + constant)
     return np.array(states), np.array(energies_kept)
 
 
 def turn(x_ang: NDArray[np.float64], b: int, c: int, moved: NDArray[np.int64], angle_rad: float) -> NDArray[np.float64]:
     """Coordinates (atoms, 3) with the moved atoms turned about the axis b -> c."""
-    axis = x_ang[c] - x_ang[b]
-    axis = axis / np.sqrt(axis @ axis)
-    cross = np.array([[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]])
-    rotation = np.eye(3) + np.sin(angle_rad) * cross + (1.0 - np.cos(angle_rad)) * (cross @ cross)
+    i, j, k = (x_ang[c] - x_ang[b]).tolist()
+    length = math.sqrt(i * i + j * j + k * k)
+    i, j, k = i / length, j / length, k / length
+    cos, sin = math.cos(angle_rad), math.sin(angle_rad)
+    rest = 1.0 - cos
+    transposed = np.array(
+        [
+            [cos + i * i * rest, i * j * rest + k * sin, i * k * rest - j * sin],
+            [i * j * rest - k * sin, cos + j * j * rest, j * k * rest + i * sin],
+            [i * k * rest + j * sin, j * k * rest - i * sin, cos + k * k * rest],
+        ]
+    )
     turned = x_ang.copy()
-    turned[moved] = (x_ang[moved] - x_ang[c]) @ rotation.T + x_ang[c]
+    turned[moved] = (x_ang[moved] - x_ang[c]) @ transposed + x_ang[c]
     return turned

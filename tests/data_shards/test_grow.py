@@ -300,9 +300,9 @@ def test_torsions_follow_boltzmann() -> None:
     assert parameters is not None
     from data_shards.chem.capped import embed, positions
 
-    start, _ = relax(parameters, positions(mol, embed(mol, 1, 0)))
+    start, relaxed = relax(parameters, positions(mol, embed(mol, 1, 0)))
     b, c, moved = next(entry for entry in rotors(mol) if {entry[0], entry[1]} == {1, 2})
-    states, energies = sample_torsions(parameters, start, [(b, c, moved)], 300, RT_KCAL_MOL, np.random.default_rng(0))
+    states, energies = sample_torsions(parameters, start, relaxed, [(b, c, moved)], 300, RT_KCAL_MOL, np.random.default_rng(0))
     angles = np.array([dihedral_rad(x, (0, 1, 2, 3)) for x in states])
     first = dihedral_rad(start[0], (0, 1, 2, 3))
     grid = np.linspace(-np.pi, np.pi, 180, endpoint=False)

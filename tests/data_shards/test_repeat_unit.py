@@ -203,7 +203,7 @@ def test_too_large_names_the_bound() -> None:
 
 
 def test_a_unit_without_a_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeat_unit, "embed", lambda *_: [])
+    monkeypatch.setattr(repeat_unit, "embed_heavy", lambda *_: np.zeros((0, 9, 3)))
     with pytest.raises(PolymerError, match="no three-dimensional shape of the repeat unit could be embedded"):
         repeat_unit._build.__wrapped__("*CC(*)CC")
 
