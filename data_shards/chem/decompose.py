@@ -257,11 +257,11 @@ class _Matcher:
             here = order[depth]
             placed = [mapping[other] for other in self.template.ring[here] if other in mapping]
             for candidate in self.around[placed[0]] if placed else [atom]:
-                if candidate not in mapping.values() and self._fits(here, candidate):
-                    if all(candidate in self.around[other] for other in placed):
-                        mapping[here] = candidate
-                        yield from place(depth + 1)
-                        del mapping[here]
+                bonded = all(candidate in self.around[other] for other in placed)
+                if bonded and candidate not in mapping.values() and self._fits(here, candidate):
+                    mapping[here] = candidate
+                    yield from place(depth + 1)
+                    del mapping[here]
 
         return place(0)
 

@@ -77,7 +77,7 @@ def structure_of(
     left_out = 0 if period_ang is not None else heavy_given - len(heavy)
     origin_ang = x_heavy.mean(axis=0)
     facts = facts | {
-        "hydrogens": "given" if len(x_hydrogen) > added - at_caps or not len(x_hydrogen) else "added",
+        "hydrogens": "given" if added == at_caps else "added",
         "hydrogens_added": added,
         "hydrogens_added_at_caps": at_caps,
         "heavy_atoms_left_out": left_out,

@@ -39,11 +39,15 @@ class Stored:
 
 @dataclass(eq=False)
 class Dtype:
+    """The type of an array; its byte order arrives after it is made."""
+
     value: np.dtype[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Storage:
+    """The numbers under a tensor."""
+
     values: NDArray[Any]
 
 
@@ -58,12 +62,14 @@ def unreadable(detail: str) -> PolymerError:
 
 
 def plain_dtype(text: Any, *_: Any) -> Dtype:
+    """numpy.dtype: a number, a truth value or text; objects and compounds are refused."""
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
         raise forbidden(f"an array of type {str(text)[:40]!r}")
     return Dtype(np.dtype(text))
 
 
 def with_byte_order(dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
+    """State of a pickled numpy.dtype."""
     if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "=", "|") or any(x is not None for x in state[2:5]):
         raise forbidden("an array of a compound type")
     return dtype if state[1] == "|" else dtype.newbyteorder(state[1])
@@ -78,6 +84,7 @@ def _shape(shape: Any, dtype: np.dtype[Any], num_bytes: int) -> tuple[int, ...]:
 
 
 def empty_array(kind: Any, *_: Any) -> NDArray[Any]:
+    """numpy.core.multiarray._reconstruct: an array that `fill` completes."""
     if kind != Name("numpy.ndarray"):
         raise forbidden("an array of a class of its own")
     return np.empty(0, dtype=np.int8)
@@ -89,34 +96,39 @@ def fill(target: NDArray[Any], state: Any) -> None:
     if not isinstance(dtype, Dtype) or not isinstance(content, bytes):
         raise forbidden("an array of objects")
     checked = _shape(shape, dtype.value, len(content))
-    target.__setstate__((1, checked, dtype.value, bool(column_major), content))
+    target.__setstate__((1, checked, dtype.value, bool(column_major), content))  # type: ignore[arg-type]  # the stub wants numpy's own bool
 
 
 def from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
+    """numpy.core.numeric._frombuffer, of pickle protocol 5."""
     if not isinstance(dtype, Dtype) or not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise forbidden("an array of objects")
     return np.frombuffer(content, dtype=dtype.value).reshape(_shape(shape, dtype.value, len(content)), order=order)
 
 
 def scalar(dtype: Any, content: Any) -> Any:
+    """numpy.core.multiarray.scalar."""
     if not isinstance(dtype, Dtype) or not isinstance(content, bytes):
         raise forbidden("a number of an unknown type")
     return np.frombuffer(content, dtype=dtype.value).reshape(_shape((), dtype.value, len(content)))[()]
 
 
 def encoded(text: Any, coding: Any) -> bytes:
+    """_codecs.encode, by which protocols 0 to 2 write bytes."""
     if not isinstance(text, str) or coding not in ("latin1", "latin-1"):
         raise forbidden("text in a strange coding")
     return text.encode("latin-1")
 
 
 def no_bytes(*arguments: Any) -> bytes:
+    """bytes() without arguments, by which protocols 0 to 2 write no bytes."""
     if arguments:
         raise forbidden("calls 'bytes'")
     return b""
 
 
 def ordered(*arguments: Any) -> dict[Any, Any]:
+    """collections.OrderedDict, empty; entries follow as operations."""
     if arguments and arguments != ([],):
         raise forbidden("an OrderedDict with content")
     return {}

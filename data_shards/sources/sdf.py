@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_RECORD_BYTES = 64 * 2**20
 SUFFIXES = (".sdf", ".sdf.gz", ".sd", ".sd.gz")
-CHECKPOINT_EVERY = 256  # records between two places that reading can start from
+CHECKPOINT_EVERY = 32  # records between two places that reading can start from
 MAX_PROPERTIES = 32  # carried into the provenance
 MAX_PROPERTY_LENGTH = 200
 TRANSLATION_NAMES = ("translation_a", "translation_ang")  # property: period of an endless chain of which the record is one period
@@ -61,6 +64,7 @@ class SdfSource:
     limit: int | None = None
     engine: str = field(default="import", init=False)
     _places: list[_Place] = field(default_factory=list, init=False, repr=False)
+    _unpacked: dict[int, IO[bytes]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -86,7 +90,7 @@ class SdfSource:
             InputError: there is no such record.
         """
         known = [place for place in self._places if place.number <= number]
-        for place, blob, _ in self._records(known[-1] if known else _Place(1, 0, 0)):
+        for place, blob, _ in self._records(known[-1] if known else _Place(1, 0, 0), unpacked=True):
             if place.number == number:
                 return blob
         raise InputError(f"{self.path} has no record {number}; it has changed since the build started, start it again")
@@ -102,14 +106,27 @@ class SdfSource:
             raise InputError(f"{self.path} does not exist; pass an SD file or a folder of them with --input")
         return [path]
 
-    def _records(self, start: _Place) -> Iterator[tuple[_Place, bytes, str]]:
+    def _opened(self, index: int, path: Path, unpacked: bool) -> IO[bytes]:
+        """A file for reading. One that is read here and there is unpacked once, into a file without a name that lives as long as this."""
+        if not path.name.lower().endswith(".gz"):
+            return path.open("rb")
+        if not unpacked:
+            return gzip.open(path, "rb")  # type: ignore[return-value]
+        if index not in self._unpacked:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the source
+            with gzip.open(path, "rb") as packed:
+                shutil.copyfileobj(packed, copy)
+            self._unpacked[index] = copy
+        return os.fdopen(os.dup(self._unpacked[index].fileno()), "rb")
+
+    def _records(self, start: _Place, *, unpacked: bool = False) -> Iterator[tuple[_Place, bytes, str]]:
         """Place, bytes and SHA-256 of every record from a place on."""
         number = start.number
         for index, path in enumerate(self._files()):
             if index < start.file:
                 continue
             try:
-                with _open(path) as file:
+                with self._opened(index, path, unpacked) as file:
                     file.seek(start.offset if index == start.file else 0)
                     offset = file.tell()
                     for blob, digest in _split(file):
@@ -123,10 +140,6 @@ class SdfSource:
             except (OSError, EOFError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise InputError(f"{path} cannot be read ({reason}); give an SD file, plain or gzipped") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
 def _split(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
