@@ -57,7 +57,7 @@ def main(
         record.once(f"dynamics/{units}", lambda units=units: dynamics(units))
     if corpus is not None:
         record.once("corpus", lambda: through_stages(corpus, rows, seed))
-    record.once("radonpy", lambda: has_radonpy(radonpy_python))
+    record.cases["radonpy"] = has_radonpy(radonpy_python)
     left = 0
     for units in RIVAL_UNITS:
         for name in POLYMERS:

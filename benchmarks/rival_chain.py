@@ -34,7 +34,7 @@ def main() -> None:
     say(library_sec=time.process_time() - start)
     spent = 0.0
     for seed in range(job["repeats"]):
-        if spent > job["cap_sec"]:
+        if seed and spent * (seed + 1) / seed > job["cap_sec"]:
             break
         allow(job["cap_sec"])
         start = time.process_time()
@@ -76,7 +76,7 @@ def etkdg(job: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any, int], 
     def build(_: None, seed: int) -> Any:
         mol = Chem.AddHs(Chem.MolFromSmiles(job["smiles"]))
         settings = rdDistGeom.ETKDGv3()
-        settings.randomSeed, settings.numThreads, settings.useRandomCoords = seed, 1, True
+        settings.randomSeed, settings.numThreads, settings.useRandomCoords = seed + 1, 1, True
         if rdDistGeom.EmbedMolecule(mol, settings) < 0:
             raise RuntimeError("no embedding found")
         return mol
