@@ -6,7 +6,7 @@ writes preprocess_speed.json after every case and goes on from there when it is 
 prints the numbers as Markdown. All times are processor seconds of one thread.
 
     builders     from a P-SMILES to a chain with all its hydrogens, against RDKit's ETKDG and RadonPy's random walk (rival_chain.py).
-                 The rivals run until a cap: beyond it their time, and so the ratio, is a lower bound.
+                 The rivals run until a cap, 60 times our time with the shapes or more: there their time and the ratio are lower bounds.
     length       exponent of the mean time from 50 to 1,000 units
     corpus       random rows through the stages of data_shards.build: standardise, conform, quality, encode
     dynamics     MMFF94s steps per second in OpenMM and with RDKit's forces in a Python loop
@@ -31,6 +31,8 @@ import typer
 from benchmarks.preprocess_report import POLYMERS, RIVAL_UNITS, RIVALS, UNITS, page, summary
 
 FILE = "preprocess_speed.json"
+LIBRARIES = 3  # sets of shapes of every polymer; chains take turns with them
+CAP_RATIO = 60.0
 
 
 def main(
@@ -38,10 +40,8 @@ def main(
     radonpy_python: str = typer.Option(sys.executable, help="Interpreter that has radonpy-pypi; without RadonPy its cases are left out."),
     out: Path = typer.Option(Path("docs/results"), help=f"Folder for {FILE}."),
     rows: int = typer.Option(60, help="Rows of the corpus."),
-    chain_units: int = typer.Option(
-        1000, help="Units grown for every polymer and length, in chains of that length; at least three chains."
-    ),
-    cap_sec: float = typer.Option(25.0, help="Processor seconds after which a chain of a rival is given up."),
+    chain_units: int = typer.Option(1800, help="Units grown for every polymer and length, in chains of that length, at least three."),
+    cap_sec: float = typer.Option(15.0, help=f"Processor seconds that a rival has for a chain, if {CAP_RATIO:g} times ours are not more."),
     budget_sec: float = typer.Option(570.0, help="Wall seconds after which no further case starts."),
     seed: int = typer.Option(0, help="Seed of the sample of the corpus."),
 ) -> None:
@@ -52,22 +52,23 @@ def main(
     options = {"rows": rows, "chain_units": chain_units, "cap_sec": cap_sec, "seed": seed, "corpus": corpus.name if corpus else None}
     record = Record(out / FILE, setting(options))
     for name, psmiles in POLYMERS.items():
-        record.once(f"ours/{name}", lambda psmiles=psmiles: own_chains(psmiles, chain_units))
+        record.once(f"ours/{name}", partial(own_chains, psmiles, chain_units))
     for units in (3, 12, 63):  # polystyrene of 56, 200 and 1,016 atoms
-        record.once(f"dynamics/{units}", lambda units=units: dynamics(units))
+        record.once(f"dynamics/{units}", partial(dynamics, units))
     if corpus is not None:
-        record.once("corpus", lambda: through_stages(corpus, rows, seed))
+        record.once("corpus", partial(through_stages, corpus, rows, seed))
     record.cases["radonpy"] = has_radonpy(radonpy_python)
     left = 0
     for units in RIVAL_UNITS:
         for name in POLYMERS:
             for rival in RIVALS if record.cases["radonpy"]["version"] else ("ETKDGv3",):
                 key = f"{rival}/{name}/{units}"
-                if key not in record.cases and time.monotonic() - begun + cap_sec > budget_sec:
+                cap = max(cap_sec, CAP_RATIO * own_sec(record.cases[f"ours/{name}"], units))
+                if key not in record.cases and time.monotonic() - begun + cap > budget_sec:
                     left += 1
                     continue
-                shorter = [record.cases.get(f"{rival}/{name}/{count}") for count in RIVAL_UNITS if count < units]
-                record.once(key, lambda: rival_chains(rival, name, units, cap_sec, radonpy_python, [row for row in shorter if row]))  # noqa: B023
+                shorter = [row for count in RIVAL_UNITS if count < units and (row := record.cases.get(f"{rival}/{name}/{count}"))]
+                record.once(key, partial(rival_chains, rival, name, units, cap, radonpy_python, shorter))
     record.finish()
     typer.echo(page(record.result))
     if left:
@@ -151,7 +152,7 @@ def spread(seconds: list[float]) -> dict[str, Any]:
 
 
 def own_chains(psmiles: str, chain_units: int) -> dict[str, Any]:
-    """Chains of one polymer by the fast builder: the unit once, its shapes from three seeds, then every length."""
+    """Chains of one polymer by the fast builder: the unit once, its shapes from some seeds, then every length."""
     import numpy as np
 
     from data_shards.chem.psmiles import canonicalise
@@ -164,15 +165,16 @@ def own_chains(psmiles: str, chain_units: int) -> dict[str, Any]:
     multiplicity = canonicalise(psmiles).multiplicity
     unit = build_unit(psmiles)
     unit_sec = time.process_time() - start
-    shapes_sec = []
-    for seed in range(3):
+    shapes_sec, libraries = [], []
+    for seed in range(LIBRARIES):
         start = time.process_time()
-        library = fragment_library(unit, seed=seed)
+        libraries.append(fragment_library(unit, seed=seed))
         shapes_sec.append(time.process_time() - start)
     chains: dict[str, Any] = {}
     for units in UNITS:
         seconds, dead_ends, clashes = [], 0, 0
-        for seed in range(max(3, chain_units // units)):
+        for seed in range(LIBRARIES * max(1, chain_units // (LIBRARIES * units))):
+            library = libraries[seed % LIBRARIES]
             start = time.process_time()
             chain = grow_chain(unit, units * multiplicity, num_conformations=1, seed=seed, library=library)
             seconds.append(time.process_time() - start)
@@ -205,6 +207,12 @@ def count_clashes(elements: list[int], bonds: list[list[int]], x_ang: list[list[
 
     kinds = np.array(elements)
     return len(find_clashes(np.array(x_ang), vdw_radii_ang(kinds), np.array(bonds), hydrogen=kinds == 1))
+
+
+def own_sec(ours: dict[str, Any], units: int) -> float:
+    """Seconds from a P-SMILES to one chain by the fast builder, shapes included."""
+    total: float = ours["unit_sec"] + ours["shapes_sec"]["median"] + ours["chains"].get(str(units), {"sec": {"mean": 0.0}})["sec"]["mean"]
+    return total
 
 
 def has_radonpy(interpreter: str) -> dict[str, Any]:
@@ -247,7 +255,7 @@ def rival_chains(
     script = str(Path(__file__).with_name("rival_chain.py"))
     done = subprocess.run([interpreter, script, json.dumps(job)], capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {"units": units, **read_rival(lines, done.returncode, cap_sec, done.stderr)}
+    return {"units": units, "cap_sec": cap_sec, **read_rival(lines, done.returncode, cap_sec, done.stderr)}
 
 
 def hopeless(units: int, cap_sec: float, shorter: list[dict[str, Any]]) -> str:
@@ -314,7 +322,7 @@ def through_stages(corpus: Path, rows: int, seed: int) -> dict[str, Any]:
     }
 
 
-def dynamics(units: int, repeats: int = 3, least_sec: float = 1.0) -> dict[str, Any]:
+def dynamics(units: int, repeats: int = 3, least_sec: float = 0.5) -> dict[str, Any]:
     """Steps per second of one polystyrene chain from the same start, 0.5 fs."""
     from benchmarks.dynamics_speed import openmm_steps, rdkit_steps, relaxed_chain
 

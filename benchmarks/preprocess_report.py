@@ -107,8 +107,7 @@ def page(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Ours: mean [least, most]; the others: median. ≥: gave up at the cap of "
-        f"{facts['cap_sec']:g} s, a lower bound. Least ratio of a chain: "
+        "Ours: mean [least, most]; the others: median. > and ≥: stopped at a cap, a lower bound. Least ratio of a chain: "
         + ", ".join(f"{rival} {value:.0f}" if value is not None else f"{rival} none" for rival, value in found["lowest_ratio"].items())
         + f"; wanted: {MIN_RATIO:g}.",
         "",
