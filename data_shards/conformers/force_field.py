@@ -36,35 +36,12 @@ class ForceField:
         field.Initialize()
         return field
 
-    def torsional_field(self, mol: Chem.Mol) -> Any:
-        """As ``field`` up to a constant while bond lengths and angles stand: with MMFF94s torsions and van der Waals terms alone."""
-        if self.properties is None:
-            return self.field(mol)
-        properties = _mmff(self.mol)
-        for leave_out in (
-            properties.SetMMFFBondTerm,
-            properties.SetMMFFAngleTerm,
-            properties.SetMMFFStretchBendTerm,
-            properties.SetMMFFOopTerm,
-        ):
-            leave_out(False)
-        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties, nonBondedThresh=NON_BONDED_CUTOFF_ANG)
-        field.Initialize()
-        return field
-
-
-def _mmff(mol: Chem.Mol) -> Any:
-    """MMFF94s properties without electrostatics, None where an atom has no type."""
-    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
-    if properties is not None:
-        properties.SetMMFFEleTerm(False)
-    return properties
-
 
 def force_field(mol: Chem.Mol) -> ForceField | None:
     """MMFF94s where it types every atom, else UFF, else None."""
-    properties = _mmff(mol)
+    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
     if properties is not None:
+        properties.SetMMFFEleTerm(False)
         return ForceField("MMFF94s", mol, properties)
     if rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
         return ForceField("UFF", mol, None)

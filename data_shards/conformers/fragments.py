@@ -23,7 +23,8 @@ ENERGY_WINDOW_KCAL_MOL = 8.0  # relaxed conformers above it are dropped; a flexi
 ENERGY_WINDOW_PER_ROTOR_KCAL_MOL = 0.4
 MIN_THERMAL, MAX_THERMAL = 3, 24  # states of one walker
 LARGE_MODEL_ATOMS = 60  # larger models get fewer embeddings, by the square of their size, to bound the time of one polymer
-MIN_EMBEDDINGS = 4
+MIN_EMBEDDINGS = 2
+WALKERS = 2  # that start from every relaxed conformer
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def fragment_library(unit: RepeatUnit, *, num_conformers: int = 12, num_thermal:
 
     Args:
         unit: repeat unit.
-        num_conformers: conformers wanted, mirror images counted; at least two for every configuration are made.
+        num_conformers: conformers wanted, mirror images and the walkers of a walk counted; at least two for every configuration are made.
         num_thermal: states that a Metropolis walk in the torsions keeps of each conformer; these then are the shapes, of equal
             weight. None: more for a unit of more rotatable bonds. 0: the relaxed conformers are the shapes, with Boltzmann weights.
         seed: of embeddings and walks; the same seed gives the same bits.
@@ -86,10 +87,12 @@ def _shapes(
         raise PolymerError(unit.topology.psmiles, "no-force-field", f"neither MMFF94s nor UFF knows all of its atoms ({symbols}); drop it")
     mirrored = not unit.topology.stereo_specified.any()
     turning = rotors(unit.capped.mol)
-    x_ang, energies = _conformers(unit, parameters, num_conformers, len(turning), mirrored, seed)
     if num_thermal is None:
         num_thermal = min(MIN_THERMAL + len(turning), MAX_THERMAL)
+    walkers = WALKERS if num_thermal and turning else 1
+    x_ang, energies = _conformers(unit, parameters, -(-num_conformers // walkers), len(turning), mirrored, seed)
     if num_thermal and len(x_ang):
+        x_ang, energies = np.repeat(x_ang, walkers, axis=0), np.repeat(energies, walkers)
         x_ang, energies = sample_torsions(parameters, x_ang, energies, turning, num_thermal, RT_KCAL_MOL, np.random.default_rng(seed))
     energies, x_ang, signs = _allowed(unit, energies, x_ang, mirrored)
     missing = [pattern for pattern in unit.configurations.tolist() if not (signs == np.array(pattern)).all(axis=1).any()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ SMALL_MOVE_RAD = float(np.deg2rad(12.0))
 JUMPS_RAD = np.deg2rad([120.0, -120.0, 180.0])  # from one rotamer to another
 JUMP_SHARE = 0.25
 STEPS_PER_SAMPLE = 25
+CROSS = np.cross(np.eye(3)[:, None], np.eye(3)[None]).reshape(3, 9)  # v @ (axis @ CROSS) is axis x v
 
 
 def rotors(mol: Chem.Mol) -> list[tuple[int, int, NDArray[np.int64]]]:
@@ -45,6 +47,46 @@ def _side(mol: Chem.Mol, start: int, blocked: int) -> set[int]:
     return seen
 
 
+@dataclass(frozen=True)
+class _Turning:
+    """What changes when one rotor turns: pairs of the atoms that move with those that stay, and the cosines about its bond."""
+
+    b: int
+    c: int
+    moved: NDArray[np.int64]  # (M,)
+    fixed: NDArray[np.int64]  # (S,) without b and c, whose distances to the others stay
+    inverse_r_star: NDArray[np.float64]  # (M, S) 1/angstrom
+    eps_kcal_mol: NDArray[np.float64]  # (M, S) zero for atoms less than three bonds apart
+    torsions: NDArray[np.int64]  # (T, 4) with b and c in the middle
+    half_barriers: NDArray[np.float64]  # (3, T) V1/2, -V2/2, V3/2 of MMFF94
+
+    def energy(self, x_ang: NDArray[np.float64], torsions_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(W,) kcal/mol of states (W, atoms, 3) with dihedrals (W, T): all that turning this rotor changes.
+
+        Source: Halgren, J. Comput. Chem. 17 (1996) 490, eqs. 7 and 8 (torsions, buffered 14-7).
+        """
+        moved, fixed = x_ang[:, self.moved], x_ang[:, self.fixed]
+        squared = moved @ np.swapaxes(fixed, 1, 2)
+        squared *= -2.0
+        squared += (moved * moved).sum(axis=2)[:, :, None]
+        squared += (fixed * fixed).sum(axis=2)[:, None]
+        q = np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared)
+        q *= self.inverse_r_star
+        near = 1.07 / (q + 0.07)
+        power = q * q
+        power *= power * power * q  # seventh
+        power += 0.12
+        well = np.divide(1.12, power, out=power)
+        well -= 2.0
+        square = near * near
+        near *= square * square * square
+        near *= well
+        v1, v2, v3 = self.half_barriers
+        waves = v1 * np.cos(torsions_rad) + v2 * np.cos(2.0 * torsions_rad) + v3 * np.cos(3.0 * torsions_rad)
+        energy: NDArray[np.float64] = np.einsum("wms,ms->w", near, self.eps_kcal_mol) + waves.sum(axis=1)
+        return energy
+
+
 def sample_torsions(
     parameters: ForceField,
     x_ang: NDArray[np.float64],
@@ -72,26 +114,112 @@ def sample_torsions(
     """
     if not turning:
         return np.repeat(x_ang, num_samples, axis=0), np.repeat(energies_kcal_mol, num_samples)
-    states, energies_kept = [], []
-    for start, relaxed in zip(x_ang, energies_kcal_mol.tolist(), strict=True):
+    count, steps = len(x_ang), num_samples * STEPS_PER_SAMPLE
+    rotor = rng.integers(len(turning), size=steps).tolist()  # the same for all walkers, so that they step together
+    jumps = rng.random((steps, count)) < JUMP_SHARE
+    turns = np.where(jumps, rng.choice(JUMPS_RAD, (steps, count)), rng.normal(0.0, SMALL_MOVE_RAD, (steps, count)))
+    tolerated = -temperature_energy_kcal_mol * np.log1p(-rng.random((steps, count)))
+    walk = _walk_uff if parameters.properties is None else _walk_mmff
+    states, raised = walk(parameters, x_ang, turning, rotor, turns, tolerated)
+    return states.reshape(-1, *x_ang.shape[1:]), (energies_kcal_mol[:, None] + raised).ravel()
+
+
+def _walk_mmff(
+    parameters: ForceField,
+    x_ang: NDArray[np.float64],
+    turning: list[tuple[int, int, NDArray[np.int64]]],
+    rotor: list[int],
+    turns_rad: NDArray[np.float64],
+    tolerated: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """All walkers at once: states (R, samples, atoms, 3) and their energies (R, samples) above the start's."""
+    parts = _turnings(parameters, turning)
+    dihedrals = [_dihedrals_rad(x_ang, part.torsions) for part in parts]
+    x, raised = x_ang.copy(), np.zeros(len(x_ang))
+    states, energies = [], []
+    for step, (k, angles, bound) in enumerate(zip(rotor, turns_rad, tolerated, strict=True)):
+        part = parts[k]
+        trial, turned = _turn_all(x, part, angles), dihedrals[k] + angles[:, None]
+        both = part.energy(np.concatenate([x, trial]), np.concatenate([dihedrals[k], turned]))
+        change = both[len(x) :] - both[: len(x)]
+        taken = change < bound
+        x[taken], dihedrals[k][taken] = trial[taken], turned[taken]
+        raised[taken] += change[taken]
+        if (step + 1) % STEPS_PER_SAMPLE == 0:
+            states.append(x.copy())
+            energies.append(raised.copy())
+    return np.stack(states, axis=1), np.stack(energies, axis=1)
+
+
+def _walk_uff(
+    parameters: ForceField,
+    x_ang: NDArray[np.float64],
+    turning: list[tuple[int, int, NDArray[np.int64]]],
+    rotor: list[int],
+    turns_rad: NDArray[np.float64],
+    tolerated: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As _walk_mmff, with the energies of RDKit's UFF."""
+    states, energies = [], []
+    for walker, start in enumerate(x_ang):
         mol = with_positions(parameters.mol, start)
-        field = parameters.torsional_field(mol)
-        x, energy = start, field.CalcEnergy()
-        constant = relaxed - energy
-        steps = num_samples * STEPS_PER_SAMPLE
-        bonds = rng.integers(len(turning), size=steps).tolist()
-        turns = np.where(rng.random(steps) < JUMP_SHARE, rng.choice(JUMPS_RAD, steps), rng.normal(0.0, SMALL_MOVE_RAD, steps)).tolist()
-        tolerated = (-temperature_energy_kcal_mol * np.log1p(-rng.random(steps))).tolist()
-        for step in range(steps):
-            b, c, moved = turning[bonds[step]]
-            trial = turn(x, b, c, moved, turns[step])
+        field = parameters.field(mol)
+        x, lowest = start, field.CalcEnergy()
+        energy = lowest
+        for step, k in enumerate(rotor):
+            trial = turn(x, *turning[k], float(turns_rad[step, walker]))
             raised = field.CalcEnergy(trial.ravel().tolist())  # without the list RDKit would use distances of the start
-            if raised - energy < tolerated[step]:
+            if raised - energy < tolerated[step, walker]:
                 x, energy = trial, raised
             if (step + 1) % STEPS_PER_SAMPLE == 0:
                 states.append(x)
-                energies_kept.append(energy + constant)
-    return np.array(states), np.array(energies_kept)
+                energies.append(energy - lowest)
+    shape = len(x_ang), -1
+    return np.array(states).reshape(*shape, *x_ang.shape[1:]), np.array(energies).reshape(shape)
+
+
+def _turnings(parameters: ForceField, turning: list[tuple[int, int, NDArray[np.int64]]]) -> list[_Turning]:
+    """Read the terms that each rotor changes from RDKit's MMFF94s."""
+    mol, properties = parameters.mol, parameters.properties
+    types = np.array([properties.GetMMFFAtomType(k) for k in range(mol.GetNumAtoms())])
+    _, first, kind = np.unique(types, return_index=True, return_inverse=True)
+    table = np.array([[properties.GetMMFFVdWParams(i, j)[2:] for j in first.tolist()] for i in first.tolist()])
+    far = Chem.GetDistanceMatrix(mol) > 2.5
+    near = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
+    parts = []
+    for b, c, moved in turning:
+        fixed = np.setdiff1d(np.arange(len(types)), [b, c, *moved.tolist()])
+        values = table[kind[moved][:, None], kind[fixed][None]]
+        paths = [(i, b, c, m) for i in near[b] if i != c for m in near[c] if m != b]
+        found = [(path, properties.GetMMFFTorsionParams(mol, *path)) for path in paths]
+        kept = [(path, entry[1:]) for path, entry in found if entry is not None]
+        torsions = np.array([path for path, _ in kept], dtype=np.int64).reshape(-1, 4)
+        barriers = np.array([entry for _, entry in kept]).reshape(-1, 3).T * [[0.5], [-0.5], [0.5]]
+        eps = np.where(far[moved][:, fixed], values[..., 1], 0.0)
+        parts.append(_Turning(b, c, moved, fixed, 1.0 / values[..., 0], eps, torsions, barriers))
+    return parts
+
+
+def _dihedrals_rad(x_ang: NDArray[np.float64], torsions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(W, T) dihedral angles of torsions (T, 4) in states (W, atoms, 3), IUPAC sign."""
+    p0, p1, p2, p3 = (x_ang[:, torsions[:, k]] for k in range(4))
+    axis = p2 - p1
+    first, second = np.cross(p0 - p1, axis), np.cross(p3 - p2, axis)
+    sine = (np.cross(first, second) * axis).sum(axis=2) / np.linalg.norm(axis, axis=2)
+    angles: NDArray[np.float64] = np.arctan2(sine, (first * second).sum(axis=2))
+    return angles
+
+
+def _turn_all(x_ang: NDArray[np.float64], part: _Turning, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+    """States (W, atoms, 3) with the moved atoms of a rotor turned by (W,) angles about its bond."""
+    axis = x_ang[:, part.c] - x_ang[:, part.b]
+    axis = axis / np.sqrt((axis * axis).sum(axis=1, keepdims=True))
+    cos, sin = np.cos(angles_rad)[:, None, None], np.sin(angles_rad)[:, None, None]
+    transposed = cos * np.eye(3) + sin * (axis @ CROSS).reshape(-1, 3, 3) + (1.0 - cos) * axis[:, :, None] * axis[:, None]
+    pivot = x_ang[:, part.c, None]
+    turned = x_ang.copy()
+    turned[:, part.moved] = (x_ang[:, part.moved] - pivot) @ transposed + pivot
+    return turned
 
 
 def turn(x_ang: NDArray[np.float64], b: int, c: int, moved: NDArray[np.int64], angle_rad: float) -> NDArray[np.float64]:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rdkit import Chem
+from rdkit.Chem import rdForceFieldHelpers
 
 from data_shards.chem.repeat_unit import RepeatUnit, build_unit
 from data_shards.chem.stereo import measure_signs
-from data_shards.conformers import fragments, grow
+from data_shards.conformers import fragments, grow, thermal
 from data_shards.conformers.force_field import force_field, relax, with_positions
 from data_shards.conformers.fragments import FragmentLibrary, fragment_library, seed_shapes
 from data_shards.conformers.grow import GrownChain, grow_chain
@@ -316,3 +317,39 @@ def test_torsions_follow_boltzmann() -> None:
     assert (np.abs(angles) > 2 * np.pi / 3).mean() == pytest.approx(expected, abs=0.1)
     assert 0.3 < expected < 0.9
     assert energies.min() >= min(curve) - 1e-3
+
+
+@pytest.mark.parametrize("psmiles", ["*CC(*)c1ccccc1", "*OCC(C)(C#N)CS(=O)(=O)CC[Si](C)(C)*"])
+def test_walkers_count_what_rdkit_counts(psmiles: str) -> None:
+    """After many turns the energy added up by the walk is that of RDKit's whole MMFF94s, however far atoms are and however they clash."""
+    unit = build_unit(psmiles)
+    parameters = force_field(unit.capped.mol)
+    assert parameters is not None
+    assert parameters.name == "MMFF94s"
+    turning = rotors(unit.capped.mol)
+    x, _ = relax(parameters, unit.reference_ang)
+    rng = np.random.default_rng(0)
+    order = rng.integers(len(turning), size=50).tolist()
+    turns = rng.normal(0.0, 1.0, (50, len(x)))
+    for tolerated in (np.full(turns.shape, np.inf), np.full(turns.shape, 5.0)):
+        states, raised = thermal._walk_mmff(parameters, x, turning, order, turns, tolerated)
+        assert raised.shape == (len(x), 50 // thermal.STEPS_PER_SAMPLE)
+        whole = with_positions(unit.capped.mol, x[0])
+        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(whole, parameters.properties, nonBondedThresh=1e3)
+        for start, walk, energies in zip(x, states, raised, strict=True):
+            lowest = field.CalcEnergy(start.ravel().tolist())
+            for state, energy in zip(walk, energies, strict=True):
+                assert energy == pytest.approx(field.CalcEnergy(state.ravel().tolist()) - lowest, rel=1e-7, abs=1e-5)
+    assert 0 < np.abs(raised).max() < 250.0  # of the walk that was bounded
+
+
+def test_all_walkers_turn_as_one_does() -> None:
+    unit = build_unit("*CC(*)C(=O)OCC")
+    turning = rotors(unit.capped.mol)
+    parameters = force_field(unit.capped.mol)
+    assert parameters is not None
+    angles = np.random.default_rng(1).normal(0.0, 1.0, len(unit.reference_ang))
+    for part, rotor in zip(thermal._turnings(parameters, turning), turning, strict=True):
+        turned = thermal._turn_all(unit.reference_ang, part, angles)
+        for x, start, angle in zip(turned, unit.reference_ang, angles, strict=True):
+            np.testing.assert_allclose(x, turn(start, *rotor, float(angle)), atol=1e-10)
