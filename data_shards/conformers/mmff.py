@@ -1,4 +1,4 @@
-"""MMFF94 and MMFF94s as an OpenMM system. RDKit assigns atom types, charges and parameters; every term is handed over as published.
+"""The terms of MMFF94 and MMFF94s. RDKit assigns atom types, charges and parameters; `mmff_system` turns them into an OpenMM system.
 
     bond, angle, stretch-bend   quartic, cubic, bilinear; an angle at an atom of linear geometry is ka (1 + cos theta)
     torsion                     three cosines; none about a bond of such an atom
@@ -19,9 +19,7 @@ from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import openmm
 from numpy.typing import NDArray
-from openmm import unit
 from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers
 
@@ -31,28 +29,11 @@ from data_shards.errors import PolymerError
 from data_shards.schema import TopologyKey, UnitTopology, atom_owners, chain_hydrogens
 
 Variant = Literal["MMFF94", "MMFF94s"]
-KINDS = ("bond", "angle", "stretch_bend", "torsion", "out_of_plane", "van_der_waals", "electrostatics")  # position = force group
 
 LINEAR_TYPES = (4, 53, 61)  # centres of linear angles: sp carbon, the middle N of an azide, N of an isonitrile or diazonium
 MOST_NEIGHBOURS = {"H": 1, "C": 4, "N": 4, "O": 3, "F": 1, "Si": 4, "P": 4, "S": 4, "Cl": 4, "Br": 1, "I": 1}  # in a molecule
 REACH_BONDS = 8  # nothing further away changes type, charge or parameters of an atom
 WIDEST_TERM_BONDS = 3
-
-KJ_PER_KCAL = 4.184
-STRETCH_KJ_MOL = 143.9325 * KJ_PER_KCAL  # mdyn/angstrom and mdyn angstrom to kJ/mol
-DEGREE = np.pi / 180
-SCALE_14 = 0.75
-SWITCH_FRACTION = 0.9  # with a cutoff, non-bonded terms are whole up to this fraction of it and fall to zero from there
-
-BOND = f"{STRETCH_KJ_MOL / 2}*kb*d^2*(1-2*d+7/3*d^2); d=10*r-r0"
-ANGLE = f"{STRETCH_KJ_MOL / 2 * DEGREE**2}*ka*d^2*(1-0.006981317*d); d=theta*{1 / DEGREE}-theta0"
-LINEAR_ANGLE = f"{STRETCH_KJ_MOL}*ka*(1+cos(theta))"
-STRETCH_BEND = (
-    f"{STRETCH_KJ_MOL * DEGREE}*(kba_ijk*(10*distance(p1,p2)-r_ij)+kba_kji*(10*distance(p3,p2)-r_kj))*(angle(p1,p2,p3)*{1 / DEGREE}-theta0)"
-)
-OUT_OF_PLANE = f"{STRETCH_KJ_MOL / 2}*koop*asin(sin(angle(p3,p1,p4))*sin(dihedral(p2,p1,p3,p4)))^2"  # of p1-p4 with the plane p2-p1-p3
-VAN_DER_WAALS = f"{KJ_PER_KCAL}*eps(kind1,kind2)*(1.07/(q+0.07))^7*(1.12/(q^7+0.12)-2); q=10*r/r_star(kind1,kind2)"
-COULOMB_KJ_MOL_ANG = 332.0716 * KJ_PER_KCAL
 
 
 class Rows(NamedTuple):
@@ -77,17 +58,6 @@ class Terms:
     vdw_types: NDArray[np.int64]  # (V,) MMFF types of the molecule, ascending; they index the two tables
     vdw_r_star_ang: NDArray[np.float64]  # (V, V) R*_ij
     vdw_eps_kcal_mol: NDArray[np.float64]  # (V, V) epsilon_ij; both depend on the pair (donor, acceptor), not on a product of atom values
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What an atom feels of the atoms of its chain that it is not bonded to. In vacuum: all of them."""
-
-    electrostatics: bool = True
-    cutoff_ang: float | None = None  # at least 6, so that pairs three bonds apart lie inside; None: every pair
-
-
-VACUUM = Environment()
 
 
 def read_terms(mol: Chem.Mol, variant: Variant = "MMFF94s") -> Terms:
@@ -266,120 +236,3 @@ class _Copies:
             if not same_atoms or not np.allclose(rows.values[here], rows.values[behind], rtol=0, atol=1e-9):
                 return False
         return True
-
-
-def build_system(terms: Terms, masses_da: NDArray[np.float64] | None = None, environment: Environment = VACUUM) -> openmm.System:
-    """System with one force group per kind of term: the position of the kind in KINDS.
-
-    Args:
-        terms: of the molecule, A atoms.
-        masses_da: (A,); None takes standard atomic weights.
-        environment: which non-bonded terms there are.
-
-    Returns:
-        System in OpenMM's units, not periodic. Several forces may share a group (bent and linear angles, Coulomb and its 1-4 scaling).
-    """
-    if masses_da is None:
-        table = Chem.GetPeriodicTable()
-        masses_da = np.array([table.GetAtomicWeight(int(number)) for number in terms.atom.values[:, 0]])
-    system = openmm.System()
-    for mass in masses_da.tolist():
-        system.addParticle(mass)
-    coupled = ("kba_ijk", "kba_kji", "r_ij", "r_kj", "theta0")
-    turns = ([0, 1, 2, 3], [0, 2, 3, 1], [0, 3, 1, 2])  # each bond of a centre against the plane of the other two
-    wilson = Rows(np.concatenate([terms.out_of_plane.atoms[:, turn] for turn in turns]), np.tile(terms.out_of_plane.values, (3, 1)))
-    forces = [
-        ("bond", _fill(openmm.CustomBondForce(BOND), ("kb", "r0"), terms.bond)),
-        ("angle", _fill(openmm.CustomAngleForce(ANGLE), ("ka", "theta0"), terms.angle)),
-        ("angle", _fill(openmm.CustomAngleForce(LINEAR_ANGLE), ("ka",), terms.linear_angle)),
-        ("stretch_bend", _fill(openmm.CustomCompoundBondForce(3, STRETCH_BEND), coupled, terms.stretch_bend)),
-        ("torsion", _torsions(terms.torsion)),
-        ("out_of_plane", _fill(openmm.CustomCompoundBondForce(4, OUT_OF_PLANE), ("koop",), wilson)),
-        ("van_der_waals", _van_der_waals_force(terms, environment)),
-        *(("electrostatics", force) for force in _coulomb_forces(terms, environment)),
-    ]
-    for kind, force in forces:
-        force.setForceGroup(KINDS.index(kind))
-        system.addForce(force)
-    return system
-
-
-def _fill(force: Any, names: tuple[str, ...], rows: Rows) -> Any:
-    """Give a custom bond, angle or compound bond force its parameters and its terms."""
-    what = "Angle" if isinstance(force, openmm.CustomAngleForce) else "Bond"
-    for name in names:
-        getattr(force, f"addPer{what}Parameter")(name)
-    add, compound = getattr(force, f"add{what}"), isinstance(force, openmm.CustomCompoundBondForce)
-    for atoms, values in zip(rows.atoms.tolist(), rows.values.tolist()):
-        add(*([atoms] if compound else atoms), values)
-    return force
-
-
-def _torsions(rows: Rows) -> openmm.RBTorsionForce:
-    """Cosines of multiple angles as powers of cos(phi - pi), with cos 2 phi = 2 c^2 - 1 and cos 3 phi = 4 c^3 - 3 c."""
-    v1, v2, v3 = KJ_PER_KCAL * rows.values.T
-    powers = np.stack([(v1 + 2 * v2 + v3) / 2, (3 * v3 - v1) / 2, -v2, -2 * v3, 0 * v1, 0 * v1], axis=1)
-    force = openmm.RBTorsionForce()
-    for atoms, values in zip(rows.atoms.tolist(), powers.tolist()):
-        force.addTorsion(*atoms, *values)
-    return force
-
-
-def _van_der_waals_force(terms: Terms, environment: Environment) -> openmm.CustomNonbondedForce:
-    force = openmm.CustomNonbondedForce(VAN_DER_WAALS)
-    size = len(terms.vdw_types)
-    for name, table in (("r_star", terms.vdw_r_star_ang), ("eps", terms.vdw_eps_kcal_mol)):
-        force.addTabulatedFunction(name, openmm.Discrete2DFunction(size, size, table.ravel(order="F").tolist()))
-    return _pairwise(force, "kind", np.searchsorted(terms.vdw_types, terms.atom.values[:, 1]), terms, environment)
-
-
-def _coulomb_forces(terms: Terms, environment: Environment) -> list[Any]:
-    """Coulomb between all pairs, and what the scaling of 1-4 pairs takes off: both non-bonded forces then exclude the same pairs."""
-    if not environment.electrostatics:
-        return []
-    charge = terms.atom.values[:, 2]
-    force = openmm.CustomNonbondedForce(f"{COULOMB_KJ_MOL_ANG}*charge1*charge2/(10*r+0.05)")
-    less = _fill(
-        openmm.CustomBondForce(f"{(SCALE_14 - 1) * COULOMB_KJ_MOL_ANG}*product/(10*r+0.05)"),
-        ("product",),
-        Rows(terms.pair_14.atoms, charge[terms.pair_14.atoms].prod(axis=1, keepdims=True)),
-    )
-    return [_pairwise(force, "charge", charge, terms, environment), less]
-
-
-def _pairwise(force: Any, name: str, values: NDArray[Any], terms: Terms, environment: Environment) -> openmm.CustomNonbondedForce:
-    """Fill a non-bonded force: a value per atom, no terms one or two bonds apart, the cutoff."""
-    force.addPerParticleParameter(name)
-    for value in values.tolist():
-        force.addParticle([value])
-    force.createExclusionsFromBonds(terms.bond.atoms.tolist(), 2)
-    force.setNonbondedMethod(openmm.CustomNonbondedForce.NoCutoff)
-    if environment.cutoff_ang is not None:
-        force.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffNonPeriodic)
-        force.setCutoffDistance(environment.cutoff_ang / 10)
-        force.setUseSwitchingFunction(True)
-        force.setSwitchingDistance(SWITCH_FRACTION * environment.cutoff_ang / 10)
-    return force
-
-
-def evaluate(
-    terms: Terms, x_ang: NDArray[np.float64], environment: Environment = VACUUM
-) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-    """Energy and forces of every kind of term, in double precision on OpenMM's Reference platform.
-
-    Args:
-        terms: of the molecule.
-        x_ang: (A, 3).
-        environment: as build_system.
-
-    Returns:
-        By kind: kcal/mol, and (A, 3) kcal/mol/angstrom.
-    """
-    system = build_system(terms, environment=environment)
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-    context.setPositions(np.asarray(x_ang) / 10)
-    states = [context.getState(getEnergy=True, getForces=True, groups={group}) for group in range(len(KINDS))]
-    kcal_mol = unit.kilocalories_per_mole
-    energies = [state.getPotentialEnergy().value_in_unit(kcal_mol) for state in states]
-    forces = [state.getForces(asNumpy=True).value_in_unit(kcal_mol / unit.angstrom) for state in states]
-    return dict(zip(KINDS, energies)), dict(zip(KINDS, forces))

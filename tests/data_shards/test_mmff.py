@@ -15,8 +15,10 @@ from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from data_shards.chem.chain import chain_mol
 from data_shards.chem.psmiles import parse
 from data_shards.chem.repeat_unit import build_unit, substitute_stars
-from data_shards.conformers import mmff
-from data_shards.conformers.mmff import KINDS, Environment, Rows, Terms, build_system, chain_terms, evaluate, read_terms
+from data_shards.conformers import mmff, mmff_system
+from data_shards.conformers.mmff import Rows, Terms, chain_terms, read_terms
+from data_shards.conformers.mmff_system import KINDS, Environment, build_system, evaluate
+from data_shards.conformers.statistics import backbone_positions
 from data_shards.errors import InputError, PolymerError
 
 SWITCHES = dict(zip(KINDS, ("Bond", "Angle", "StretchBend", "Torsion", "Oop", "VdW", "Ele")))  # RDKit's names
@@ -274,5 +276,67 @@ def test_the_system_runs_on_other_platforms() -> None:
     assert [system.getParticleMass(k)._value for k in range(3)] == pytest.approx([12.011, 12.011, 12.011])
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"})
     context.setPositions(x_ang / 10)
-    total = context.getState(getEnergy=True).getPotentialEnergy()._value / mmff.KJ_PER_KCAL
+    total = context.getState(getEnergy=True).getPotentialEnergy()._value / mmff_system.KJ_PER_KCAL
     assert total == pytest.approx(sum(evaluate(terms, x_ang)[0].values()), rel=1e-4)
+
+
+def brute_force_theta(terms: Terms, x_ang: np.ndarray, hops: np.ndarray, path: list[int], reach: int) -> tuple[float, float, int]:
+    """Van der Waals and Coulomb energy of every pair of atoms in kcal/mol, pair by pair in a table of all of them, and how many are far."""
+    where = hops[:, path].argmin(axis=1)
+    i, j = np.triu_indices(len(x_ang), 1)
+    r_ang = np.linalg.norm(x_ang[i] - x_ang[j], axis=1)
+    apart = hops[i, j]
+    near = (np.abs(where[i] - where[j]) <= reach) & (apart <= 10)
+    kind = np.searchsorted(terms.vdw_types, terms.atom.values[:, 1])
+    r_star, eps = terms.vdw_r_star_ang[kind[i], kind[j]], terms.vdw_eps_kcal_mol[kind[i], kind[j]]
+    q = r_ang / r_star
+    whole = eps * (1.07 / (q + 0.07)) ** 7 * (1.12 / (q**7 + 0.12) - 2)
+    vdw = np.where(near, whole, np.where(q < 1, whole + eps, 0.0))
+    charge = terms.atom.values[:, 2]
+    coulomb = np.where(near, 332.0716 * charge[i] * charge[j] / (r_ang + 0.05) * np.where(apart == 3, 0.75, 1.0), 0.0)
+    counted = apart > 2
+    return float(vdw[counted].sum()), float(coulomb[counted].sum()), int((~near & (q < 1)).sum())
+
+
+@pytest.mark.parametrize("reach", [2, 4])
+@pytest.mark.parametrize("psmiles", ["*CC(*)c1ccccc1", "*CC(*)(C)C(=O)OC", "*CCO*", "*O[Si](*)(C)C", "*OC(=O)CCCCCCCCC(*)C"])
+def test_theta_is_the_sum_over_all_pairs(psmiles: str, reach: int) -> None:
+    """Energy in double precision; forces by moving the atoms a little."""
+    topology = build_unit(psmiles).topology
+    mol = chain_mol(topology, 5, hydrogens=True)
+    embedded = conformer(chain_mol(topology, 5))
+    assert embedded is not None
+    x_ang = embedded[1] * 0.93  # closer together: far atoms touch
+    terms, hops = chain_terms(topology, 5), Chem.GetDistanceMatrix(mol)
+    path = list(Chem.GetShortestPath(mol, 0, chain_mol(topology, 5).GetNumAtoms() - 1))
+    where = backbone_positions(topology, 5)
+    theta = Environment(reach_bonds=reach)
+    energies, forces = evaluate(terms, x_ang, theta, positions_bonds=where)
+    vdw, coulomb, touching = brute_force_theta(terms, x_ang, hops, path, reach)
+    assert touching > 0
+    assert energies["van_der_waals"] == pytest.approx(vdw, rel=1e-9)
+    assert energies["electrostatics"] == pytest.approx(coulomb, rel=1e-9, abs=1e-9)
+    bonded, _ = evaluate(terms, x_ang)
+    assert all(energies[kind] == pytest.approx(bonded[kind], rel=1e-12) for kind in KINDS[:5])
+    step = 1e-5 * np.random.default_rng(0).normal(size=x_ang.shape)
+    ahead, behind = (sum(brute_force_theta(terms, x_ang + side * step, hops, path, reach)[:2]) for side in (1, -1))
+    pushed = ((forces["van_der_waals"] + forces["electrostatics"]) * step).sum()
+    assert behind - ahead == pytest.approx(2 * pushed, rel=1e-5, abs=1e-9)
+
+
+def test_an_ideal_chain_has_no_far_repulsion_and_a_wide_reach_is_everything() -> None:
+    topology = build_unit("*CCO*").topology
+    embedded = conformer(chain_mol(topology, 2))
+    assert embedded is not None
+    terms, x_ang, where = chain_terms(topology, 2), embedded[1] * 0.9, backbone_positions(topology, 2)
+    whole, _ = evaluate(terms, x_ang)
+    wide, _ = evaluate(terms, x_ang, Environment(reach_bonds=50), positions_bonds=where)  # no two atoms are more than 10 bonds apart
+    assert wide == pytest.approx(whole, rel=1e-12)
+    crossing, repelling = (
+        evaluate(terms, x_ang, Environment(reach_bonds=1, far_repulsion=far), positions_bonds=where)[0] for far in (False, True)
+    )
+    assert repelling["van_der_waals"] > crossing["van_der_waals"] + 0.1
+    uncharged, _ = evaluate(terms, x_ang, Environment(reach_bonds=50, electrostatics=False), positions_bonds=where)
+    assert uncharged == wide | {"electrostatics": 0.0}
+    with pytest.raises(InputError, match="positions_bonds"):
+        evaluate(terms, x_ang, Environment(reach_bonds=4))
