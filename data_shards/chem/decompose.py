@@ -24,6 +24,8 @@ from data_shards.chem.topology import ring_bonds
 from data_shards.errors import PolymerError
 from data_shards.schema import TopologyKey, UnitTopology
 
+MIN_SHARE = 0.5  # of the heavy atoms of a molecule that must be in whole units for it to be a chain of them, unless
+MAX_END_GROUP_ATOMS = 6  # no more is left out at either end than a part of a unit and an end group of this size
 UNKNOWN = -1  # number of hydrogens that a structure neither has nor implies
 
 
@@ -55,22 +57,24 @@ class ChainGraph:
         return [sorted(row) for row in found]
 
 
-def find_units(graph: ChainGraph, unit: RepeatUnit) -> NDArray[np.int64]:
+def find_units(graph: ChainGraph, unit: RepeatUnit, *, endless: bool = False) -> NDArray[np.int64]:
     """The longest run of whole units in a structure.
 
     A unit is whole when its own atoms and one atom of each neighbour are there; so the last atom at either end of the run, its cap, is
     an atom of the structure too. Among runs that differ by one unit at most, the one that agrees best with the stereo marks of the
-    P-SMILES is taken, then, where hydrogens are unknown, the one whose bonds have the most likely lengths.
+    P-SMILES is taken, then, where hydrogens are unknown, the one whose bonds have the most likely lengths. A short run inside a large
+    molecule is an accident, not a chain of these units.
 
     Args:
         graph: the structure, with end groups, other molecules, hydrogens or none.
         unit: canonical repeat unit.
+        endless: the structure is a piece of an endless chain; how much of it is left out says nothing.
 
     Returns:
         (N, n) atom of every (unit, slot).
 
     Raises:
-        PolymerError: psmiles-mismatch where there is no whole unit.
+        PolymerError: psmiles-mismatch where there is no whole unit, or most of the molecule is something else.
     """
     topology = unit.topology
     matcher = _Matcher(graph, topology)
@@ -82,7 +86,7 @@ def find_units(graph: ChainGraph, unit: RepeatUnit) -> NDArray[np.int64]:
     longest = max(map(len, runs))
     close = [run for run in runs if len(run) >= max(longest - 1, 1)]
     unsure = bool((graph.hydrogens[close[0]] == UNKNOWN).any())
-    return min(
+    chosen: NDArray[np.int64] = min(
         close,
         key=lambda run: (
             wrong_centres(graph.x_ang, run, topology) + wrong_double_bonds(graph.x_ang, run, unit),
@@ -91,6 +95,12 @@ def find_units(graph: ChainGraph, unit: RepeatUnit) -> NDArray[np.int64]:
             tuple(run[0].tolist()),
         ),
     )
+    covered, molecule = len(np.unique(chosen)), matcher.molecule_size(int(chosen[0, 0]))
+    ends = 2 * (topology.num_atoms - 2 + MAX_END_GROUP_ATOMS)
+    if not endless and covered < min(MIN_SHARE * molecule, molecule - ends):
+        detail = f"whole units of {topology.psmiles} are only {covered} of the {molecule} heavy atoms of the molecule"
+        raise PolymerError(topology.psmiles, "psmiles-mismatch", f"{detail}; check the P-SMILES")
+    return chosen
 
 
 def wrong_centres(x_ang: NDArray[np.float64], slots: NDArray[np.int64], topology: UnitTopology) -> int:
@@ -109,7 +119,7 @@ def wrong_double_bonds(x_ang: NDArray[np.float64], slots: NDArray[np.int64], uni
         a, b, c, d = np.moveaxis(x_ang[ends], 1, 0)
         above, below = np.cross(a - b, c - b), np.cross(b - c, d - c)
         trans = bond.GetStereo() in (Chem.BondStereo.STEREOTRANS, Chem.BondStereo.STEREOE)
-        wrong += int((((above * below).sum(axis=1) < 0) == trans).sum())
+        wrong += int((((above * below).sum(axis=1) < 0) != trans).sum())
     return wrong
 
 
@@ -214,6 +224,15 @@ class _Matcher:
                     if len(set(whole.values())) == self.topology.num_atoms and star1 in whole:
                         found[head, atom] = [whole[slot] for slot in range(self.topology.num_atoms)]
         return found
+
+    def molecule_size(self, atom: int) -> int:
+        """Heavy atoms of the molecule that an atom belongs to."""
+        seen, waiting = {atom}, [atom]
+        while waiting:
+            fresh = set(self.around[waiting.pop()]) - seen
+            seen |= fresh
+            waiting.extend(fresh)
+        return len(seen)
 
     def own_atoms(self, row: list[int]) -> list[int]:
         """Atoms of a unit without those that belong to its neighbours."""

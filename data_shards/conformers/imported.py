@@ -1,13 +1,15 @@
 """A structure from elsewhere as a chain of canonical units: heavy atoms and hydrogens in schema order, and what had to be added or left.
 
-Hydrogens are those of the structure where it has them. An end of the chain, the cap, keeps one bond of the two that it had inside a longer
-chain; the hydrogen that takes the place of the other bond, and every hydrogen that the structure does not have, is placed by RDKit at
-an ideal bond length and angle. Coordinates are shifted to the mean of the heavy atoms and otherwise left as they are.
+Hydrogens are those of the structure where it has them. An end of the chain, the cap, keeps one bond of the two that it had inside a
+longer chain; the hydrogens that take the place of its bonds to atoms that are left out stand along these bonds. Where their numbers
+differ, and wherever else the structure lacks a hydrogen, RDKit places it at an ideal length and angle. Coordinates are shifted to the
+mean of the heavy atoms and otherwise left as they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -137,7 +139,7 @@ def _one_period(graph: ChainGraph, unit: RepeatUnit, period_ang: NDArray[np.floa
         hydrogens=np.tile(graph.hydrogens[kept], 3),
         x_ang=(graph.x_ang[kept][None] + np.arange(-1, 2)[:, None, None] * period_ang).reshape(-1, 3),
     )
-    run = find_units(tripled, unit)
+    run = find_units(tripled, unit, endless=True)
     per_period, rest = divmod(int((graph.elements > 1).sum()), topology.num_atoms - 2)
     if rest or len(run) < per_period:
         heavy = int((graph.elements > 1).sum())
@@ -150,19 +152,36 @@ def _one_period(graph: ChainGraph, unit: RepeatUnit, period_ang: NDArray[np.floa
 def _hydrogens(graph: ChainGraph, heavy: NDArray[np.int64], topology: UnitTopology, num_units: int) -> tuple[NDArray[np.float64], int, int]:
     """Hydrogens in schema order, how many of them were added, and how many of these at the caps."""
     wanted = chain_hydrogens(topology, num_units)
-    bonded = graph.neighbours(hydrogen=True)
-    given = [bonded[atom][:count] for atom, count in zip(heavy.tolist(), wanted.tolist(), strict=True)]
-    numbers = np.array([len(row) for row in given])
-    atoms = np.array([atom for row in given for atom in row], dtype=np.int64)
-    missing = wanted - numbers
-    if not missing.any():
-        return graph.x_ang[atoms], 0, 0
-    added = _ideal_hydrogens(
-        graph.x_ang[heavy], graph.x_ang[atoms], np.repeat(np.arange(len(heavy)), numbers), missing, topology, num_units
-    )
-    owner = np.concatenate([np.repeat(np.arange(len(heavy)), numbers), np.repeat(np.arange(len(heavy)), missing)])
-    everything = np.concatenate([graph.x_ang[atoms], added])[np.argsort(owner, kind="stable")]
-    return everything, int(missing.sum()), int(missing[[0, -1]].sum())
+    bonded, around = graph.neighbours(hydrogen=True), graph.neighbours(hydrogen=False)
+    owner, x_found = [], []
+    for k, (atom, count) in enumerate(zip(heavy.tolist(), wanted.tolist(), strict=True)):
+        owner += [k] * min(len(bonded[atom]), count)
+        x_found += graph.x_ang[bonded[atom][:count]].tolist()
+    added = int(wanted.sum()) - len(owner)
+    at_caps = int(wanted[[0, -1]].sum()) - sum(k in (0, len(heavy) - 1) for k in owner)
+    chain = set(heavy.tolist())
+    for cap in (0, len(heavy) - 1):
+        atom = int(heavy[cap])
+        gone = [other for other in around[atom] if other not in chain]
+        if len(gone) == wanted[cap] - owner.count(cap):  # as many bonds to atoms that are left out as hydrogens that are missing
+            arms = graph.x_ang[gone] - graph.x_ang[atom]
+            length_ang = bond_length_ang(int(graph.elements[atom]))
+            x_found += (graph.x_ang[atom] + length_ang * arms / np.linalg.norm(arms, axis=1, keepdims=True).clip(min=1e-6)).tolist()
+            owner += [cap] * len(gone)
+    x_given, holder = np.array(x_found).reshape(-1, 3), np.array(owner, dtype=np.int64)
+    missing = wanted - np.bincount(holder, minlength=len(heavy))
+    if missing.any():
+        order = np.argsort(holder, kind="stable")
+        x_ideal = _ideal_hydrogens(graph.x_ang[heavy], x_given[order], holder[order], missing, topology, num_units)
+        x_given, holder = np.concatenate([x_given, x_ideal]), np.concatenate([holder, np.repeat(np.arange(len(heavy)), missing)])
+    return x_given[np.argsort(holder, kind="stable")], added, at_caps
+
+
+@cache
+def bond_length_ang(element: int) -> float:
+    """Usual length of the bond of an atom to a hydrogen."""
+    table = Chem.GetPeriodicTable()
+    return float(table.GetRb0(element) + table.GetRb0(1))
 
 
 def _ideal_hydrogens(
