@@ -14,7 +14,6 @@ Chem. 20 (1999) 786 (heavy hydrogens). Differs: the mass is not taken from the n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +25,13 @@ from data_shards.chem.repeat_unit import RepeatUnit
 from data_shards.chem.stereo import measure_signs
 from data_shards.conformers.fragments import FragmentLibrary, fragment_library
 from data_shards.conformers.grow import GrownChain, grow_chain
-from data_shards.conformers.mmff import chain_terms
-from data_shards.conformers.mmff_system import KJ_PER_KCAL, THETA, VACUUM, Environment, atomic_masses_da, build_system
+from data_shards.conformers.mmff_system import THETA, VACUUM, Environment
 from data_shards.conformers.quality import check_chain
+from data_shards.conformers.simulation import Simulation
 from data_shards.conformers.statistics import (
     RESOLVED,
     autocorrelation_time,
     backbone_path,
-    backbone_positions,
     radius_of_gyration_ang,
     torsions_rad,
 )
@@ -41,7 +39,6 @@ from data_shards.errors import InputError, PolymerError
 from data_shards.recipe import MdSettings
 from data_shards.schema import BOND_DOUBLE, UnitTopology, chain_bonds, chain_hydrogens, unit_slots
 
-FORCE_KCAL_MOL_ANG = 0.1  # a chain is relaxed where the root mean square of force components is below
 COOLING_STAGES = 10
 FRAMES_PER_RUN = 100
 MAX_BROKEN = 3  # chains that broke, before a polymer is given up
@@ -59,86 +56,6 @@ class Relaxed:
     energy_after_kcal_mol: NDArray[np.float64]  # (K,)
     converged: NDArray[np.bool_]  # (K,)
     reasons: tuple[str, ...]  # K; "" where the chain is whole, else as `quality.check_chain`, or turned-double-bond
-
-
-@dataclass(frozen=True)
-class SampledChain(GrownChain):
-    """K conformations of one chain at a temperature."""
-
-    energies_kcal_mol: NDArray[np.float64]  # (K,) potential energy in the environment of the run
-
-
-class Simulation:
-    """A chain as an OpenMM context: positions in angstrom, all heavy atoms and then all hydrogens."""
-
-    def __init__(
-        self,
-        topology: UnitTopology,
-        num_units: int,
-        environment: Environment,
-        platform: str = "CPU",
-        integrator: Callable[[], Any] = lambda: openmm.VerletIntegrator(0.001),
-        hydrogen_mass_da: float | None = None,
-    ) -> None:
-        """
-        Args:
-            topology: the repeat unit.
-            num_units: N.
-            environment: which non-bonded terms there are.
-            platform: of OpenMM, or auto.
-            integrator: makes one.
-            hydrogen_mass_da: None: as in nature.
-
-        Raises:
-            PolymerError: no-force-field.
-            InputError: num_units below 1, or OpenMM has no such platform here.
-        """
-        terms = chain_terms(topology, num_units)
-        self.masses_da = atomic_masses_da(terms)
-        if hydrogen_mass_da is not None:
-            self.masses_da[terms.atom.values[:, 0] == 1] = hydrogen_mass_da
-        where = backbone_positions(topology, num_units)
-        system = build_system(terms, self.masses_da, environment, positions_bonds=where)
-        self.context = _context(system, integrator, platform)
-
-    @property
-    def integrator(self) -> Any:
-        """Of the context."""
-        return self.context.getIntegrator()
-
-    def place(self, x_ang: NDArray[np.floating]) -> None:
-        """Set positions (A, 3)."""
-        self.context.setPositions(np.asarray(x_ang, dtype=np.float64) / 10)
-
-    def positions_ang(self) -> NDArray[np.float64]:
-        """(A, 3)."""
-        positions: NDArray[np.float64] = self.context.getState(getPositions=True).getPositions(asNumpy=True)._value * 10.0
-        return positions
-
-    def energy_kcal_mol(self) -> float:
-        """Potential energy."""
-        return float(self.context.getState(getEnergy=True).getPotentialEnergy()._value / KJ_PER_KCAL)
-
-    def minimise(self, max_iterations: int) -> bool:
-        """Go to the next minimum; True where it was reached."""
-        tolerance = FORCE_KCAL_MOL_ANG * KJ_PER_KCAL * 10  # kJ/mol/nm
-        openmm.LocalEnergyMinimizer.minimize(self.context, 0.5 * tolerance, max_iterations)
-        forces = self.context.getState(getForces=True).getForces(asNumpy=True)._value
-        return bool(np.sqrt(np.mean(forces**2)) <= tolerance)
-
-
-def _context(system: openmm.System, integrator: Callable[[], Any], platform: str) -> openmm.Context:
-    here = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
-    names = [name for name in ("CUDA", "OpenCL", "CPU", "Reference") if name in here] if platform == "auto" else [platform]
-    if names[0] not in here:
-        raise InputError(f"platform {platform!r} is not one of those that OpenMM has here: {', '.join(here)}; choose one of them or auto")
-    options = {"CPU": {"Threads": "1"}, "CUDA": {"Precision": "mixed"}, "OpenCL": {"Precision": "mixed"}}
-    for name in names:
-        try:
-            return openmm.Context(system, integrator(), openmm.Platform.getPlatformByName(name), options.get(name, {}))
-        except openmm.OpenMMException as error:  # a platform without its device
-            failed = InputError(f"platform {name!r} does not start ({error}); choose CPU")
-    raise failed
 
 
 def relax_chain(
@@ -273,7 +190,7 @@ def sample_chain(
     seed: int = 0,
     library: FragmentLibrary | None = None,
     settings: MdSettings = DEFAULTS,
-) -> SampledChain:
+) -> GrownChain:
     """Sample conformations of a chain at a temperature.
 
     Args:
@@ -286,9 +203,10 @@ def sample_chain(
         settings: environment, temperature, lengths.
 
     Returns:
-        Conformations whose bonds and handedness have been checked. ``info`` holds for every conformation the number of its run and the
-        time since the one before it in that run; for every run its autocorrelation times in ps and whether it was long enough to know
-        them (a time that is not resolved is a lower bound); and the reasons of chains that broke and were replaced.
+        Conformations whose bonds and handedness have been checked, with potential energies in their environment. ``info`` holds for
+        every conformation the number of its run and the time since the one before it in that run; for every run its autocorrelation
+        times in ps and whether it was long enough to know them (a time that is not resolved is a lower bound); and the reasons of
+        chains that broke and were replaced.
 
     Raises:
         PolymerError: as grow_chain; no-force-field without MMFF94; broken-chain where MAX_BROKEN chains broke.
@@ -296,7 +214,7 @@ def sample_chain(
     """
     library = fragment_library(unit, seed=seed) if library is None else library
     grown = grow_chain(unit, num_units, num_conformations=num_conformations, tacticity=tacticity, seed=seed, library=library)
-    run = _Run(unit.topology, num_units, settings, seed)
+    run = Run(unit.topology, num_units, settings, seed)
     checks = _Checks(unit.topology, num_units)
     kept: list[NDArray[np.float64]] = []
     energies: list[float] = []
@@ -341,10 +259,10 @@ def sample_chain(
         "runs": times,
         "broken": broken,
     }
-    return SampledChain(x_ang[:, : checks.heavy], x_ang[:, checks.heavy :], grown.handedness, info, np.array(energies))
+    return GrownChain(x_ang[:, : checks.heavy], x_ang[:, checks.heavy :], grown.handedness, info, np.array(energies))
 
 
-class _Run:
+class Run:
     """Langevin dynamics of a chain from one start after the other, and what it remembers."""
 
     def __init__(self, topology: UnitTopology, num_units: int, settings: MdSettings, seed: int) -> None:

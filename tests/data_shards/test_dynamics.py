@@ -12,13 +12,15 @@ from data_shards.chem.chain import chain_mol
 from data_shards.chem.repeat_unit import build_unit
 from data_shards.chem.stereo import measure_signs
 from data_shards.conformers import dynamics
-from data_shards.conformers.dynamics import SampledChain, Simulation, chain_energy_kcal_mol, relax_chain, sample_chain
+from data_shards.conformers.dynamics import chain_energy_kcal_mol, relax_chain, sample_chain
 from data_shards.conformers.force_field import with_positions
 from data_shards.conformers.grow import grow_chain
 from data_shards.conformers.mmff_system import THETA, VACUUM, Environment
 from data_shards.conformers.quality import check_chain
+from data_shards.conformers.simulation import Simulation
 from data_shards.conformers.statistics import (
     RESOLVED,
+    WINDOW,
     autocorrelation,
     autocorrelation_time,
     backbone_path,
@@ -59,14 +61,8 @@ def test_autocorrelation_time_of_an_ar1_process(kept: float) -> None:
         value = kept * value + kick
         series[step] = value
     exact = (1 + kept) / (2 * (1 - kept))
-    spread = exact * np.sqrt(2 * (2 * dynamics_window() + 1) * exact / len(series))
+    spread = exact * np.sqrt(2 * (2 * WINDOW + 1) * exact / len(series))
     assert autocorrelation_time(series) == pytest.approx(exact, abs=4 * spread + 0.02 * exact)  # the window leaves out exp(-5)
-
-
-def dynamics_window() -> float:
-    from data_shards.conformers.statistics import WINDOW
-
-    return WINDOW
 
 
 def test_autocorrelation_is_the_sum_over_products() -> None:
@@ -80,7 +76,7 @@ def test_autocorrelation_is_the_sum_over_products() -> None:
 def test_a_torsion_that_never_leaves_its_well_is_not_at_rest() -> None:
     """Two units in different wells, each rattling quickly: about the mean of both they remember for ever, about their own they do not."""
     unit = build_unit("*CC*")
-    run = dynamics._Run(unit.topology, 2, SHORT, 0)
+    run = dynamics.Run(unit.topology, 2, SHORT, 0)
     rng = np.random.default_rng(0)
     for _ in range(400):
         angles = np.array([np.pi, 0.0, 1.1]) + 0.2 * rng.normal(size=3)
@@ -403,7 +399,6 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 def test_a_sample_is_whole_and_says_how_it_was_made() -> None:
     unit = build_unit("*CC(*)C#N")
     chain = sample_chain(unit, 4, num_conformations=3, tacticity="isotactic", seed=2, settings=SHORT)
-    assert isinstance(chain, SampledChain)
     assert (chain.heavy_ang.shape, chain.heavy_ang.dtype) == ((3, 4 * 4 + 2, 3), np.dtype(np.float32))
     assert len(set(chain.handedness[:, 0].tolist())) == 1
     for heavy, hydrogen in zip(chain.heavy_ang, chain.hydrogen_ang):
@@ -431,18 +426,18 @@ def test_a_run_longer_than_its_memory_gives_several_conformations() -> None:
 
 def test_a_chain_that_breaks_is_replaced_and_three_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = build_unit("*CC*")
-    whole = dynamics._Run.advance
+    whole = dynamics.Run.advance
     calls: list[int] = []
 
-    def once(self: dynamics._Run, length_ps: float) -> str:
+    def once(self: dynamics.Run, length_ps: float) -> str:
         calls.append(1)
         return "not-finite" if len(calls) == 1 else whole(self, length_ps)
 
-    monkeypatch.setattr(dynamics._Run, "advance", once)
+    monkeypatch.setattr(dynamics.Run, "advance", once)
     chain = sample_chain(unit, 3, num_conformations=2, settings=SHORT)
     assert chain.info["broken"] == ["not-finite"]
     assert chain.info["run_of_conformation"] == [1, 2]
-    monkeypatch.setattr(dynamics._Run, "advance", lambda self, length_ps: "wrong-chirality")
+    monkeypatch.setattr(dynamics.Run, "advance", lambda self, length_ps: "wrong-chirality")
     with pytest.raises(PolymerError, match="3 chains broke") as caught:
         sample_chain(unit, 3, num_conformations=2, settings=SHORT)
     assert caught.value.reason == "broken-chain"
