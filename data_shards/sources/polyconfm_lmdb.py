@@ -57,36 +57,50 @@ class PolyConfmLmdbSource:
     def rows(self) -> Iterator[Row]:
         """Every record in the order of its key. A row without a P-SMILES says in its labels, as reason and detail, why it has none."""
         for number in range(1, len(self) + 1):
-            payload = self.payload(number)
-            psmiles, problem = "", {}
+            payload, psmiles, problem = b"", "", {}
             try:
+                payload = self.payload(number)
                 psmiles = read_psmiles(payload, self.column or PSMILES_KEY)
             except PolymerError as error:
                 problem = {"reason": error.reason, "detail": error.detail}
             yield Row(number, psmiles, problem, hashlib.sha256(payload).hexdigest())
 
     def payload(self, number: int) -> bytes:
-        """The bytes of a record, 1 being the one under key 0. Cut off behind the bound of a pickle; empty where there is none."""
-        with _open(self.path).begin(buffers=True) as transaction:
-            found = transaction.get(str(number - 1).encode())
-            return b"" if found is None else bytes(found[: MAX_PICKLE_BYTES + 1])
+        """The bytes of a record, 1 being the one under key 0. Cut off behind the bound of a pickle; empty where there is none.
+
+        Raises:
+            PolymerError: unreadable-record where the file is damaged there.
+        """
+        import lmdb
+
+        try:
+            with _open(self.path).begin(buffers=True) as transaction:
+                found = transaction.get(str(number - 1).encode())
+                return b"" if found is None else bytes(found[: MAX_PICKLE_BYTES + 1])
+        except lmdb.Error as error:
+            raise PolymerError(
+                "", "unreadable-record", f"the file is damaged at record {number} ({str(error)[-80:]}); copy it again"
+            ) from None
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, inode: int, modified_ns: int) -> Any:
+def _opened(path: str, inode: int, modified_ns: int, size: int) -> Any:
     """One environment for a file in this process; LMDB forbids a second one."""
     try:
         import lmdb
     except ImportError:
-        raise InputError(
-            "--source polyconfm-lmdb needs the package lmdb; install it with: pip install 'polymer-foundation[polyconfm]'"
-        ) from None
+        missing = "--source polyconfm-lmdb needs the package lmdb; install it with: pip install 'polymer-foundation[polyconfm]'"
+        raise InputError(missing) from None
     try:
-        return lmdb.open(path, subdir=Path(path).is_dir(), readonly=True, lock=False, create=False, readahead=False)
+        environment = lmdb.open(path, subdir=Path(path).is_dir(), readonly=True, lock=False, create=False, readahead=False)
+        facts = environment.stat()
+        pages = int(environment.info()["last_pgno"]) + 1
     except lmdb.Error as error:
-        raise InputError(
-            f"{path} is no LMDB file that can be read ({str(error)[-80:]}); pass train.lmdb or the like with --input"
-        ) from None
+        raise InputError(f"{path} is no LMDB file that can be read ({str(error)[-80:]}); pass an LMDB file with --input") from None
+    if pages * int(facts["psize"]) > size or int(facts["entries"]) > size:  # reading behind the end would end this process
+        environment.close()
+        raise InputError(f"{path} has {size} bytes and should have {pages * int(facts['psize'])}; it is cut off, copy it again")
+    return environment
 
 
 def _open(path: str) -> Any:
@@ -97,7 +111,7 @@ def _open(path: str) -> Any:
         facts = (target / "data.mdb" if target.is_dir() else target).stat()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); pass an LMDB file with --input") from None
-    return _opened(str(target), facts.st_ino, facts.st_mtime_ns)
+    return _opened(str(target), facts.st_ino, facts.st_mtime_ns, facts.st_size)
 
 
 def read_structure(payload: bytes, psmiles: str) -> Structure:

@@ -182,7 +182,10 @@ def test_a_path_that_is_no_data_set_is_one_sentence(tmp_path: Path, monkeypatch:
     (tmp_path / "nothing.lmdb").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     empty = write_lmdb(tmp_path / "empty.lmdb", [])
-    for path in ("", "/no/such/file", tmp_path / "text.lmdb", tmp_path / "nothing.lmdb", tmp_path / "folder", empty):
+    whole = write_lmdb(tmp_path / "whole.lmdb", [b"x" * 3000] * 40).read_bytes()
+    cut = tmp_path / "cut.lmdb"
+    cut.write_bytes(whole[: len(whole) // 2])  # mapped into memory, what is missing would end the process that reads it
+    for path in ("", "/no/such/file", cut, tmp_path / "text.lmdb", tmp_path / "nothing.lmdb", tmp_path / "folder", empty):
         with pytest.raises(InputError):
             PolyConfmLmdbSource(str(path))
     with pytest.raises(InputError, match="limit 0"):
