@@ -20,6 +20,7 @@ class QualityLimits(BaseModel):
 
     heavy_clash: float = Field(0.75, gt=0, le=1, description="share of the sum of van der Waals radii that two heavy atoms must keep")
     hydrogen_clash: float = Field(0.65, gt=0, le=1, description="the same where one of the two is a hydrogen")
+    hydrogen_bond_ang: float = Field(1.5, ge=0, description="least distance of the hydrogen of an N-H, O-H, F-H or S-H to N, O or F")
     extra_bond: float = Field(1.1, gt=0, le=2, description="share of the sum of covalent radii that two atoms without a bond must keep")
     bond_error_ang: float | None = Field(None, gt=0, description="largest error of a heavy bond; none: 0.05 against the shapes, 0.35 else")
     hydrogen_bond_error_ang: float = Field(0.2, gt=0, description="largest error of a bond to hydrogen, against covalent radii")

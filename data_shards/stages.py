@@ -26,7 +26,7 @@ from data_shards.recipe import BuildRecipe
 from data_shards.schema import PolymerSample
 from data_shards.sources.table import Row
 
-MAX_PSMILES_LENGTH = 10_000
+MAX_PSMILES_LENGTH = 2_000  # the search for the smallest unit takes a time that grows faster than linear
 _DETAIL_LENGTH = 300
 _PSMILES_SHOWN = 1000
 
@@ -97,7 +97,7 @@ def _standardise(recipe: BuildRecipe, row: Row) -> Standard:
     from data_shards.writer import sample_key
 
     if not row.psmiles:
-        raise PolymerError(row.psmiles, "empty", "there is no P-SMILES")
+        raise PolymerError("", row.labels.get("reason", "empty"), row.labels.get("detail", "there is no P-SMILES"))
     if len(row.psmiles) > MAX_PSMILES_LENGTH:
         raise PolymerError(row.psmiles, "too-large", f"{len(row.psmiles)} characters must be <= {MAX_PSMILES_LENGTH}; leave it out")
     canonical = canonicalise(row.psmiles)
@@ -122,6 +122,7 @@ class _Built:
     sample: PolymerSample
     handedness: NDArray[np.int8] | None  # (N, c)
     shapes_ang: NDArray[np.floating] | None  # (F, n, 3)
+    refused: tuple[str, ...] = ()  # K reasons, "" where there is none, of conformations that came out of their relaxation as another chain
 
 
 def _conform(recipe: BuildRecipe, source: str, work: Standard, payload: bytes) -> Finished:
@@ -149,7 +150,7 @@ def _grown(recipe: BuildRecipe, work: Standard) -> _Built:
     """A chain from the fast builder, or from dynamics that starts there."""
     from data_shards.chem.repeat_unit import build_unit
     from data_shards.conformers.fragments import fragment_library
-    from data_shards.conformers.grow import grow_chain
+    from data_shards.conformers.grow import GrownChain, grow_chain
 
     unit = build_unit(work.psmiles)
     library = fragment_library(unit, num_conformers=recipe.num_fragments, seed=work.seed)
@@ -162,7 +163,7 @@ def _grown(recipe: BuildRecipe, work: Standard) -> _Built:
     if recipe.md is not None:
         from data_shards.conformers.dynamics import sample_chain
 
-        chain = sample_chain(unit, work.num_units, **asked, settings=recipe.md)
+        chain: GrownChain = sample_chain(unit, work.num_units, **asked, settings=recipe.md)
     else:
         chain = grow_chain(unit, work.num_units, **asked)
     sample = PolymerSample(
@@ -207,15 +208,19 @@ def _relaxed(built: _Built) -> _Built:
 
     sample = built.sample
     found = relax_chain(sample.topology, sample.num_units, sample.heavy_ang, sample.hydrogen_ang)
+    facts = {
+        "force_field": "MMFF94s",
+        "energies_before_kcal_mol": [float(energy) for energy in found.energy_before_kcal_mol],
+        "converged": [bool(converged) for converged in found.converged],
+    }
     relaxed = replace(
         sample,
         heavy_ang=found.heavy_ang,
         hydrogen_ang=found.hydrogen_ang,
         energies_kcal_mol=found.energy_after_kcal_mol,
-        provenance=sample.provenance
-        | {"relaxed": {**found.info, "energies_before_kcal_mol": [float(e) for e in found.energy_before_kcal_mol]}},
+        provenance=sample.provenance | {"relaxed": facts},
     )
-    return _Built(relaxed, built.handedness, None)
+    return _Built(relaxed, built.handedness, None, found.reasons)
 
 
 def good_ones(recipe: BuildRecipe, built: _Built, written: str) -> list[int]:
@@ -239,9 +244,11 @@ def good_ones(recipe: BuildRecipe, built: _Built, written: str) -> list[int]:
         )
         for heavy, hydrogen in zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
     ]
-    good = [index for index, report in enumerate(reports) if report.ok]
+    refused = built.refused or ("",) * len(reports)
+    reasons = [earlier or report.reason for report, earlier in zip(reports, refused, strict=True)]
+    good = [index for index, reason in enumerate(reasons) if not reason]
     if not good:
-        raise PolymerError(written, f"quality:{reports[0].reason}", f"none of {len(reports)} conformations passed: {reports[0]}")
+        raise PolymerError(written, f"quality:{reasons[0]}", f"none of {len(reports)} conformations passed: {reports[0]}")
     return good
 
 

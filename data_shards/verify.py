@@ -170,9 +170,11 @@ def _quality_damages(sample: PolymerSample, limits: dict[str, Any]) -> list[str]
     # with are gone: covalent radii take their place.
     imported = sample.engine == "import"
     signs = None if imported else tacticity_signs(sample.topology, sample.num_units, sample.tacticity, sample.seed)
-    options = {"handedness": signs, "limits": QualityLimits(**{**limits, "bond_error_ang": None})}
+    loose = QualityLimits(**{**limits, "bond_error_ang": None})
     pairs = zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
-    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen, **options) for heavy, hydrogen in pairs]
+    reports = [
+        check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=signs, limits=loose) for heavy, hydrogen in pairs
+    ]
     return [f"conformation {index} fails: {report.reason}" for index, report in enumerate(reports) if not report.ok]
 
 

@@ -35,6 +35,7 @@ DOORS = {  # package -> the files and folders that may name it
     "safetensors": ("foundation/train/checkpoint.py", "finetune/lora.py"),
     "torch": ("foundation/", "finetune/", "cluster/preflight.py"),
     "torch.distributed": ("foundation/train/",),
+    "lmdb": ("data_shards/sources/polyconfm_lmdb.py",),
     "pickle": (),
 }
 

@@ -10,8 +10,8 @@ What is checked; the limits are fields of `recipe.QualityLimits`
     pierced-ring     a bond that goes through a ring: no motion can take it out again.
     clash            two atoms more than three bonds apart, closer than a share of the sum of their van der Waals radii: 0.75 for two heavy
                      atoms (C..C 2.55 angstrom, below the 2.6 of a syn-pentane pair and far below the 3.4 of contact), 0.65 where a hydrogen
-                     takes part (H..H 1.56, C..H 1.89, O..H 1.77 angstrom: a short hydrogen bond has 1.8). Three bonds are left out because
-                     a cis or gauche pair is set by bond lengths and angles.
+                     takes part (H..H 1.56, C..H 1.89, O..H 1.77 angstrom); a hydrogen bond may be as short as 1.5. Three bonds are left out
+                     because a cis or gauche pair is set by bond lengths and angles.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ HYDROGEN_CLASH_FACTOR = LIMITS.hydrogen_clash
 LOOSE_BOND_ERROR_ANG = 0.35  # against covalent radii: orders one to three differ by as much
 BOND_ERROR_ANG = 0.05  # against the shapes of the unit
 SMALLEST_ANGLE_DEG = 50.0
+DONORS, ACCEPTORS = (7, 8, 9, 16), (7, 8, 9)
 MAX_EXCLUDED_BONDS = 3
 
 
@@ -178,7 +179,8 @@ def check_chain(
     wrong = int(((found != wanted) & (wanted != 0)).sum())
     pierced = _pierced(x_ang, bonds, [slots[:, ring] for ring in rings(topology, limits.max_ring_size)])
     radii, hydrogen = vdw_radii_ang(elements), elements == 1
-    clashes = len(find_clashes(x_ang, radii, bonds, limits.heavy_clash, hydrogen=hydrogen, hydrogen_factor=limits.hydrogen_clash))
+    pairs = find_clashes(x_ang, radii, bonds, limits.heavy_clash, hydrogen=hydrogen, hydrogen_factor=limits.hydrogen_clash)
+    clashes = int((~_hydrogen_bonds(x_ang, elements, bonds, pairs, limits.hydrogen_bond_ang)).sum())
     defects = {
         "broken-bond": broken,
         "extra-bond": extra,
@@ -191,9 +193,25 @@ def check_chain(
     return QualityReport(not reason, reason, float(errors.max()), *defects.values())
 
 
-def _bad_angles(
-    topology: UnitTopology, x_ang: NDArray[np.float64], shapes_ang: NDArray[np.floating] | None, tolerance_deg: float
-) -> int:
+def _hydrogen_bonds(
+    x_ang: NDArray[np.float64],
+    elements: NDArray[np.uint8],
+    bonds: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    least_ang: float,
+) -> NDArray[np.bool_]:
+    """(P,) True for pairs (P, 2) of a polar hydrogen and an acceptor at least that far apart."""
+    polar = np.zeros(len(elements), dtype=bool)
+    for one, other in (bonds.T, bonds.T[::-1]):
+        polar[one[(elements[one] == 1) & np.isin(elements[other], DONORS)]] = True
+    acceptor = np.isin(elements, ACCEPTORS)
+    i, j = pairs.T
+    kinds = (polar[i] & acceptor[j]) | (acceptor[i] & polar[j])
+    held: NDArray[np.bool_] = kinds & (np.linalg.norm(x_ang[i] - x_ang[j], axis=1) >= least_ang)
+    return held
+
+
+def _bad_angles(topology: UnitTopology, x_ang: NDArray[np.float64], shapes_ang: NDArray[np.floating] | None, tolerance_deg: float) -> int:
     """How many angles of units (N, n, 3) lie outside the range of the shapes, or are impossible where there are none."""
     centre, ends = [], []
     for atom in range(topology.num_atoms):

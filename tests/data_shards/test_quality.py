@@ -22,7 +22,7 @@ from data_shards.conformers.quality import (
     within_bonds,
 )
 from data_shards.recipe import QualityLimits
-from data_shards.schema import chain_bonds, unit_slots
+from data_shards.schema import chain_bonds, chain_elements, chain_hydrogens, unit_slots
 
 NUM_UNITS = 6
 
@@ -205,3 +205,28 @@ def test_pairs_held_by_bonds_are_those_of_the_graph() -> None:
 @pytest.mark.parametrize(("first", "second", "limit"), [(6, 6, 2.55), (1, 1, 1.56), (1, 6, 1.885), (1, 8, 1.7875)])
 def test_documented_limits(first: int, second: int, limit: float) -> None:
     assert clash_limits_ang(np.array([first]), np.array([second])).item() == pytest.approx(limit, abs=0.03)
+
+
+def test_a_hydrogen_bond_is_no_clash() -> None:
+    """A hydroxyl hydrogen may come within 1.5 angstrom of an oxygen; a hydrogen of a CH may not."""
+    unit = build_unit("*CC(*)O")
+    chain = grow_chain(
+        unit, 12, num_conformations=1, library=fragment_library(unit, num_conformers=4, num_thermal=2), tacticity="isotactic"
+    )
+    heavy, hydrogen = chain.heavy_ang[0].astype(np.float64), chain.hydrogen_ang[0].astype(np.float64)
+    assert check_chain(unit.topology, 12, heavy, hydrogen).ok
+    elements, counts = chain_elements(unit.topology, 12), chain_hydrogens(unit.topology, 12)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    oxygen = np.flatnonzero(elements == 8)
+    place = {int(owner[k]): k for k in range(len(owner)) if elements[owner[k]] == 8}  # hydroxyl hydrogen of each oxygen
+    first, second = int(oxygen[0]), int(oxygen[-1])
+    for length, clashes in ((1.6, 0), (1.4, 1)):
+        x, h = heavy.copy(), hydrogen.copy()
+        away = np.array([500.0, 0.0, 0.0])  # an oxygen and its hydrogen far from all others, the last oxygen beside that hydrogen
+        x[first], h[place[first]] = away, [*away, 0.96, 0.0, 0.0]
+        x[second] = [*away, 0.96 + length, 0.0, 0.0]
+        report = check_chain(unit.topology, 12, x, h)
+        assert report.num_clashes == clashes, length
+    strict = QualityLimits(hydrogen_bond_ang=5.0)
+    x[second] = [*away, 0.96 + 1.6, 0.0, 0.0]
+    assert check_chain(unit.topology, 12, x, h, limits=strict).num_clashes == 1
