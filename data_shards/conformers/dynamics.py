@@ -229,15 +229,17 @@ def sample_chain(
             grown = grow_chain(unit, num_units, num_conformations=more, tacticity=tacticity, seed=seed, library=library)
         begin = np.concatenate([grown.heavy_ang[start], grown.hydrogen_ang[start]]).astype(np.float64)
         start += 1
-        wait_ps = run.begin(begin)
+        run.begin(begin)
+        wait_ps = settings.run_ps
         while True:
-            defect = run.advance(wait_ps) or checks.defect(begin, run.simulation.positions_ang())
+            went_ps, defect = run.advance(wait_ps)
+            defect = defect or checks.defect(begin, run.simulation.positions_ang())
             if defect in BROKEN or defect == "turned-double-bond":
                 broken.append(defect)
                 break
             kept.append(run.simulation.positions_ang())
             energies.append(run.simulation.energy_kcal_mol())
-            spacing_ps.append(wait_ps)
+            spacing_ps.append(went_ps)
             run_of.append(start - 1)
             known = run.memory()
             wait_ps = 2 * known["longest_ps"]
@@ -279,14 +281,15 @@ class Run:
         environment = environment_of(settings)
         self.simulation = Simulation(topology, num_units, environment, settings.platform, integrator, settings.hydrogen_mass_da)
         self.every = max(1, round(settings.run_ps * 1000 / settings.timestep_fs / FRAMES_PER_RUN))  # steps between frames
+        self.frame_ps = self.every * settings.timestep_fs / 1000
         self.sizes: list[list[float]] = []
         self.torsions: list[NDArray[np.float64]] = []
 
     def _seed(self) -> int:
         return int(self.seeds.integers(1, 2**31 - 1))  # OpenMM draws its own for 0
 
-    def begin(self, x_ang: NDArray[np.float64]) -> float:
-        """Minimise a start (A, 3) and cool it; returns how long to run before the first conformation, in ps."""
+    def begin(self, x_ang: NDArray[np.floating]) -> None:
+        """Minimise a start (A, 3) and cool it to the temperature."""
         settings, simulation = self.settings, self.simulation
         self.sizes, self.torsions = [], []
         simulation.place(x_ang)
@@ -300,7 +303,6 @@ class Run:
             simulation.integrator.setTemperature(kelvin)
             self._step(steps)
         simulation.integrator.setTemperature(settings.temperature_kelvin)
-        return settings.run_ps
 
     def _step(self, steps: int) -> bool:
         """False where coordinates are lost."""
@@ -310,23 +312,21 @@ class Run:
             return False
         return True
 
-    def advance(self, length_ps: float) -> str:
-        """Run and record; returns not-finite where the chain blew up."""
-        left = max(1, round(length_ps * 1000 / self.settings.timestep_fs))
-        while left:
-            steps = min(left, self.every)
-            if not self._step(steps):
-                return "not-finite"
-            left -= steps
+    def advance(self, length_ps: float) -> tuple[float, str]:
+        """Run for a length, up to whole frames, and record; returns it in ps, and not-finite where the chain blew up."""
+        frames = max(1, round(length_ps / self.frame_ps))
+        for _ in range(frames):
+            if not self._step(self.every):
+                return frames * self.frame_ps, "not-finite"
             x_ang = self.simulation.positions_ang()
             if not np.isfinite(x_ang).all():
-                return "not-finite"
+                return frames * self.frame_ps, "not-finite"
             backbone_ang = x_ang[self.path]
             angles = torsions_rad(backbone_ang)
             size = float(radius_of_gyration_ang(x_ang, self.simulation.masses_da))
             self.sizes.append([size, float(np.linalg.norm(backbone_ang[-1] - backbone_ang[0]))])
             self.torsions.append(np.stack([np.cos(angles), np.sin(angles)]))
-        return ""
+        return frames * self.frame_ps, ""
 
     def memory(self) -> dict[str, Any]:
         """Autocorrelation times of the run so far, in ps: radius of gyration, end-to-end distance, and directions of backbone torsions.
@@ -334,7 +334,7 @@ class Run:
         Torsions fluctuate about the mean of all units, so that one that never left its well is not taken for one at rest. The turning of
         a chain as a whole is no conformation and does not count.
         """
-        sizes, frame_ps = np.array(self.sizes), self.every * self.settings.timestep_fs / 1000
+        sizes, frame_ps = np.array(self.sizes), self.frame_ps
         torsions = np.array(self.torsions)  # (T, 2, P - 3)
         for first in range(min(self.period, torsions.shape[-1])):
             torsions[:, :, first :: self.period] -= torsions[:, :, first :: self.period].mean(axis=(0, 2), keepdims=True)

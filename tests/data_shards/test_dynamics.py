@@ -82,10 +82,9 @@ def test_a_torsion_that_never_leaves_its_well_is_not_at_rest() -> None:
         angles = np.array([np.pi, 0.0, 1.1]) + 0.2 * rng.normal(size=3)
         run.sizes.append(rng.normal(size=2).tolist())
         run.torsions.append(np.stack([np.cos(angles), np.sin(angles)]))
-    frame_ps = run.every * SHORT.timestep_fs / 1000
     known = run.memory()
-    assert known["radius_of_gyration_ps"] < 2 * frame_ps
-    assert known["torsions_ps"] > 400 * frame_ps / RESOLVED
+    assert known["radius_of_gyration_ps"] < 2 * run.frame_ps
+    assert known["torsions_ps"] > 400 * run.frame_ps / RESOLVED
     assert not known["resolved"]
 
 
@@ -184,7 +183,7 @@ def test_every_degree_of_freedom_has_half_a_kt() -> None:
         simulation.integrator.step(2_000)
         kt_kcal_mol = R_KCAL_MOL_K * kelvin
         of_heavy, of_hydrogen, potential = [], [], []
-        for _ in range(1_000):
+        for _ in range(700):
             simulation.integrator.step(12)
             velocities = simulation.context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
             kinetic = simulation.masses_da[:, None] * velocities**2 / (4.184 * kt_kcal_mol)
@@ -232,18 +231,18 @@ def trioxide_ang(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.n
 def test_torsions_are_those_of_the_boltzmann_integral() -> None:
     """HOOOH, a chain of one unit: its nine internal coordinates integrated by weighted draws, against Langevin dynamics."""
     topology, kelvin = build_unit("*O*").topology, 700.0
-    x_ang, log_volume = trioxide_ang(np.random.default_rng(1), 12_000)
+    x_ang, log_volume = trioxide_ang(np.random.default_rng(1), 9_000)
     energies = chain_energy_kcal_mol(topology, 1, x_ang[:, :3], x_ang[:, 3:], platform="Reference")
     log_weight = log_volume - energies / (R_KCAL_MOL_K * kelvin)
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
-    assert 1 / (weight**2).sum() > 600  # draws that the integral is worth
+    assert 1 / (weight**2).sum() > 500  # draws that the integral is worth
 
     simulation = Simulation(topology, 1, VACUUM, "CPU", lambda: langevin(kelvin, 1.0, 5.0))
     simulation.place(x_ang[np.argmin(energies)])
     simulation.context.setVelocitiesToTemperature(kelvin, 5)
     frames = []
-    for _ in range(5_000):
+    for _ in range(4_000):
         simulation.integrator.step(15)
         frames.append(simulation.positions_ang())
     sampled = np.array(frames)
@@ -269,8 +268,8 @@ def test_torsions_are_those_of_the_boltzmann_integral() -> None:
 
 @pytest.mark.slow
 def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
-    """Trans share of butane at 500 K: dynamics at the default step against Metropolis moves, which know no time step."""
-    topology, kelvin = build_unit("*C*").topology, 500.0
+    """Trans share of butane at 900 K: dynamics at the default step against Metropolis moves, which know no time step."""
+    topology, kelvin = build_unit("*C*").topology, 900.0
     settings = MdSettings(temperature_kelvin=kelvin)
     path = backbone_path(topology, 2)
     make = lambda: langevin(kelvin, settings.timestep_fs, settings.friction_per_ps)  # noqa: E731
@@ -278,7 +277,7 @@ def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
     simulation.place(grown("*C*", 2))
     simulation.context.setVelocitiesToTemperature(kelvin, 5)
     run = []
-    for _ in range(20_000):
+    for _ in range(12_000):
         simulation.integrator.step(25)
         run.append(np.cos(torsions_rad(simulation.positions_ang()[path]))[0] < -0.5)
 
@@ -291,9 +290,9 @@ def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
     walker.place(x_ang)
     energy = walker.energy_kcal_mol()
     walk = []
-    for step in range(250_000):
+    for step in range(150_000):
         trial = x_ang + rng.normal(scale=0.012, size=x_ang.shape)
-        if step % 4 == 0:
+        if step % 3 == 0:
             axis = x_ang[path[2]] - x_ang[path[1]]
             axis /= np.linalg.norm(axis)
             angle, from_axis = rng.uniform(-np.pi, np.pi), x_ang[turned] - x_ang[path[1]]
@@ -309,7 +308,7 @@ def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
     error = np.hypot(error_of_mean(one), error_of_mean(other))
     assert error < 0.03
     assert one.mean() == pytest.approx(other.mean(), abs=4 * error)
-    assert 0.5 < one.mean() < 0.9
+    assert 0.35 < one.mean() < 0.8  # a free rotor has a third
 
 
 # ---- relaxing
@@ -419,7 +418,7 @@ def test_a_run_longer_than_its_memory_gives_several_conformations() -> None:
     assert chain.info["run_of_conformation"] == [0, 0, 0, 0]
     (run,) = chain.info["runs"]
     assert run["resolved"]
-    assert chain.info["spacing_ps"][0] == 40
+    assert chain.info["spacing_ps"][0] == pytest.approx(40)
     assert chain.info["spacing_ps"][-1] == pytest.approx(2 * run["longest_ps"], rel=0.5)
     assert len(np.unique(chain.energies_kcal_mol)) == 4
 
@@ -429,15 +428,15 @@ def test_a_chain_that_breaks_is_replaced_and_three_are_given_up(monkeypatch: pyt
     whole = dynamics.Run.advance
     calls: list[int] = []
 
-    def once(self: dynamics.Run, length_ps: float) -> str:
+    def once(self: dynamics.Run, length_ps: float) -> tuple[float, str]:
         calls.append(1)
-        return "not-finite" if len(calls) == 1 else whole(self, length_ps)
+        return (0.0, "not-finite") if len(calls) == 1 else whole(self, length_ps)
 
     monkeypatch.setattr(dynamics.Run, "advance", once)
     chain = sample_chain(unit, 3, num_conformations=2, settings=SHORT)
     assert chain.info["broken"] == ["not-finite"]
     assert chain.info["run_of_conformation"] == [1, 2]
-    monkeypatch.setattr(dynamics.Run, "advance", lambda self, length_ps: "wrong-chirality")
+    monkeypatch.setattr(dynamics.Run, "advance", lambda self, length_ps: (0.0, "wrong-chirality"))
     with pytest.raises(PolymerError, match="3 chains broke") as caught:
         sample_chain(unit, 3, num_conformations=2, settings=SHORT)
     assert caught.value.reason == "broken-chain"
