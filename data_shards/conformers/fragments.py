@@ -115,6 +115,8 @@ def _conformers(
     kept, kept_energies = [], []
     for k, pattern in enumerate(targets):
         x_ang, energies = relax(parameters, _starts(unit, pattern, each, mirrored, seed + k))
+        high = energies > energies.min(initial=np.inf) + window
+        x_ang[high], energies[high] = relax(parameters, x_ang[high])  # some need more steps than most
         low = energies <= energies.min(initial=np.inf) + window
         kept.append(x_ang[low])
         kept_energies.append(energies[low])
