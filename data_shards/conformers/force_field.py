@@ -92,6 +92,8 @@ def scan_dihedral(
     Returns:
         (G,) kcal/mol, the holding term not counted.
     """
+    whole = with_positions(parameters.mol, x_ang)
+    free = parameters.field(whole)
     energies = np.empty(len(angles_rad))
     for k, angle in enumerate(angles_rad.tolist()):
         mol = with_positions(parameters.mol, x_ang)
@@ -100,5 +102,5 @@ def scan_dihedral(
         limits = (False, float(np.rad2deg(angle)) - 0.5, float(np.rad2deg(angle)) + 0.5, TORSION_FORCE_KCAL_MOL_DEG2)
         (held.UFFAddTorsionConstraint if parameters.properties is None else held.MMFFAddTorsionConstraint)(*atoms, *limits)
         held.Minimize(maxIts=MAX_SCAN_ITERATIONS)
-        energies[k] = parameters.field(mol).CalcEnergy()
+        energies[k] = free.CalcEnergy(mol.GetConformer().GetPositions().ravel().tolist())
     return energies

@@ -72,7 +72,7 @@ def fragment_library(unit: RepeatUnit, *, num_conformers: int = 12, num_thermal:
     head, tail = _cap_hydrogens(unit, heavy)
     whole, head_fits, tail_fits = _untouched(unit.topology, heavy, hydrogen, head, tail)
     energies, weights = _weigh(energies, signs, whole, flat=num_thermal != 0)
-    return FragmentLibrary(heavy, hydrogen, head, tail, energies, weights, head_fits, tail_fits, signs, junction_ensemble(unit, seed), name)
+    return FragmentLibrary(heavy, hydrogen, head, tail, energies, weights, head_fits, tail_fits, signs, junction_ensemble(unit), name)
 
 
 def _shapes(

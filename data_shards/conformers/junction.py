@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,7 @@ NUM_SCAN = 24  # 15 degrees apart
 NUM_BINS = 360
 DOUBLE_BOND_SPREAD_RAD = float(np.deg2rad(6.0))
 MAX_RING = 7
+MODEL_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class JunctionEnsemble:
         return angles
 
 
-def junction_ensemble(unit: RepeatUnit, seed: int) -> JunctionEnsemble:
+def junction_ensemble(unit: RepeatUnit) -> JunctionEnsemble:
     """Scan the link dihedral of a polymer.
 
     The model is the bond between two units with the first shells of its two atoms, whole rings where these are in rings. A dihedral
@@ -61,7 +63,6 @@ def junction_ensemble(unit: RepeatUnit, seed: int) -> JunctionEnsemble:
 
     Args:
         unit: repeat unit.
-        seed: of the embedding of the model.
     """
     topology = unit.topology
     star0, nbr0, nbr1, star1 = topology.key_atoms.tolist()
@@ -81,7 +82,7 @@ def junction_ensemble(unit: RepeatUnit, seed: int) -> JunctionEnsemble:
         if probability[1 - s, 1 - t].any() and (s, t) != (0, 0):
             probability[s + 1, t + 1] = probability[1 - s, 1 - t][::-1]  # the mirror image turns the other way
             continue
-        profile, name = _profile(unit, s, t, seed)
+        profile, name = _profile(unit, s, t)
         probability[s + 1, t + 1] = profile
     return JunctionEnsemble(probability, name, left, right)
 
@@ -119,20 +120,33 @@ def _write_sign(topology: UnitTopology, piece: Piece, row: NDArray[np.int64], sl
     atom.SetChiralTag(tag_from_sign(atom, [piece.index[int(k)] for k in row[triple]], sign))
 
 
-def _profile(unit: RepeatUnit, s: int, t: int, seed: int) -> tuple[NDArray[np.float64], str]:
+def _profile(unit: RepeatUnit, s: int, t: int) -> tuple[NDArray[np.float64], str]:
     """(NUM_BINS,) probability of the link dihedral and the force field used."""
     mol, dihedral = _model(unit, s, t)
+    return _model_profile(mol.ToBinary(), dihedral, unit.topology.junction_order == BOND_SINGLE, s == t == 0)
+
+
+@lru_cache(maxsize=4096)
+def _model_profile(model: bytes, dihedral: tuple[int, int, int, int], single: bool, mirrored: bool) -> tuple[NDArray[np.float64], str]:
+    """As _profile. Many polymers share a model; its seed is fixed, so that what stands here depends on the model alone.
+
+    Args:
+        model: molecule as RDKit writes it.
+        dihedral: atoms of the link dihedral.
+        single: whether the junction is a single bond.
+        mirrored: whether the model is achiral, so that half of the circle is enough.
+    """
+    mol = Chem.Mol(model)  # type: ignore[call-overload]  # RDKit reads bytes, its stubs say str
     centres_rad = (np.arange(NUM_BINS) + 0.5) * (2 * np.pi / NUM_BINS) - np.pi
-    found = embed(mol, 1, seed)
+    found = embed(mol, 1, MODEL_SEED)
     parameters = force_field(mol)
     if not found or parameters is None:
         return np.full(NUM_BINS, 1.0 / NUM_BINS), "none"
     start, _ = relax(parameters, positions(mol, found))
-    if unit.topology.junction_order != BOND_SINGLE:
+    if not single:
         from_centre = np.angle(np.exp(1j * (centres_rad - dihedral_rad(start[0], dihedral))))
         weight = np.exp(-0.5 * (from_centre / DOUBLE_BOND_SPREAD_RAD) ** 2)
         return weight / weight.sum(), parameters.name
-    mirrored = s == t == 0  # an achiral model: half of the circle is enough
     step = 2 * np.pi / NUM_SCAN
     angles = np.array([k * step for k in range(NUM_SCAN // 2 + 1 if mirrored else NUM_SCAN)])
     energies = scan_dihedral(parameters, start[0], dihedral, angles)

@@ -12,7 +12,7 @@ from rdkit.Chem import rdForceFieldHelpers
 
 from data_shards.chem.repeat_unit import RepeatUnit, build_unit
 from data_shards.chem.stereo import measure_signs
-from data_shards.conformers import fragments, grow, thermal
+from data_shards.conformers import fragments, grow, junction, thermal
 from data_shards.conformers.force_field import force_field, relax, with_positions
 from data_shards.conformers.fragments import FragmentLibrary, fragment_library, seed_shapes
 from data_shards.conformers.grow import GrownChain, grow_chain
@@ -271,12 +271,23 @@ def test_double_junctions_are_flat_and_alkynes_free() -> None:
 
 
 def test_junction_without_force_field_turns_freely(monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_shards.conformers import junction
-
     monkeypatch.setattr(junction, "force_field", lambda _: None)
-    ensemble = junction_ensemble(build_unit("*CC*"), 0)
+    monkeypatch.setattr(junction, "_model_profile", junction._model_profile.__wrapped__)
+    ensemble = junction_ensemble(build_unit("*CC*"))
     assert ensemble.force_field == "none"
     assert ensemble.probability[1, 1].sum() == pytest.approx(1.0)
+
+
+def test_a_junction_is_the_same_bits_whatever_came_before() -> None:
+    """Poly(vinyl esters) share a junction; so do methacrylates, whose models stand first or second in the cache."""
+    names = ["*CC(*)(C)C(=O)OCC", "*CC(*)(C)C(=O)OC", "*CC(*)OC(C)=O", "*CC(*)OC(=O)CC", "*NC(=O)CCCCC(*)=O"]
+    profiles = []
+    for order in (names, names[::-1]):
+        junction._model_profile.cache_clear()
+        profiles.append({name: junction_ensemble(build_unit(name)).probability for name in order})
+        assert junction._model_profile.cache_info().hits > 0
+    for name in names:
+        np.testing.assert_array_equal(profiles[0][name], profiles[1][name])
 
 
 def test_turning_changes_one_dihedral_and_no_length() -> None:
