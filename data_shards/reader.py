@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import fsspec.implementations.local
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.errors import ShardError
+from data_shards.errors import InputError, ShardError
 from data_shards.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleEntry, ShardEntry, parse_manifest
 from data_shards.schema import SCHEMA_VERSION, PolymerSample, UnitTopology, chain_hydrogens
+from data_shards.store import CHECK, StoredFile, check_bucket, open_address, shown, storage_errors, with_patience
 from data_shards.writer import TOPOLOGY_ARRAYS
 
+DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OSError, RecursionError, zipfile.BadZipFile)
 MEMBERS = ("json", "topology.npz", "heavy.npy", "hydrogen.npy")
 
 
@@ -42,12 +45,12 @@ def decode(members: Mapping[str, Any]) -> PolymerSample:
         version = facts.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ShardError(f"sample {name} has schema version {version}, this program reads {SCHEMA_VERSION}; rebuild the shards")
-        with np.load(io.BytesIO(members["topology.npz"]), allow_pickle=False) as arrays:
-            topology = UnitTopology(
-                psmiles=facts["psmiles"],
-                junction_order=int(arrays["junction_order"]),
-                **{field: arrays[field] for field in TOPOLOGY_ARRAYS},
-            )
+        arrays = _arrays(members["topology.npz"])
+        topology = UnitTopology(
+            psmiles=facts["psmiles"],
+            junction_order=int(arrays["junction_order"]),
+            **{field: arrays[field] for field in TOPOLOGY_ARRAYS},
+        )
         energies = facts["energies_kcal_mol"]
         sample = PolymerSample(
             key=facts["key"],
@@ -56,29 +59,81 @@ def decode(members: Mapping[str, Any]) -> PolymerSample:
             tacticity=facts["tacticity"],
             seed=facts["seed"],
             engine=facts["engine"],
-            heavy_ang=_array(members["heavy.npy"]),
-            hydrogen_ang=_array(members["hydrogen.npy"]),
+            heavy_ang=_coordinates(members["heavy.npy"]),
+            hydrogen_ang=_coordinates(members["hydrogen.npy"]),
             energies_kcal_mol=None if energies is None else np.array(energies, dtype=np.float64),
             provenance=facts["provenance"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        _check_shapes(sample)
+    except DAMAGE as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"sample {name} is torn ({type(error).__name__}: {error}); copy the shard again or rebuild it") from None
-    _check_shapes(sample)
     return sample
 
 
-def _array(data: bytes) -> NDArray[np.float32]:
-    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz as our writer writes it: not compressed, so that no archive can be larger than it looks."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
+                raise ValueError(f"{info.filename} is compressed or larger than its archive")
+        return {info.filename.removesuffix(".npy"): _array(archive.read(info)) for info in archive.infolist()}
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """An array whose header promises what there is; nothing is unpickled."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another npy version than 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or size != len(data) - file.tell():
+        raise ValueError(f"an array of {dtype} with shape {shape} in {len(data) - file.tell()} bytes")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _coordinates(data: bytes) -> NDArray[np.float32]:
+    array = _array(data)
     if array.dtype != np.float32:
         raise ShardError(f"coordinates of type {array.dtype} must be float32; rebuild the shards")
     return array
 
 
+def _check_topology(topology: UnitTopology) -> None:
+    """Do the arrays of a topology fit together, and do their indices stay inside the unit?"""
+    size, centres = topology.num_atoms, len(topology.stereo_centres)
+    shapes = {
+        **dict.fromkeys(("elements", "formal_charges", "num_hydrogens", "aromatic"), (size,)),
+        "bonds": (len(topology.bonds), 2),
+        "bond_orders": (len(topology.bonds),),
+        "key_atoms": (4,),
+        "frame_atoms": (3,),
+        "link_atoms": (2,),
+        "stereo_centres": (centres,),
+        "stereo_neighbours": (centres, 3),
+        "stereo_specified": (centres,),
+        "cap_hydrogens": (2,),
+    }
+    for name, shape in shapes.items():
+        found = getattr(topology, name)
+        if found.shape != shape or found.dtype.kind not in "iub":
+            raise ValueError(f"{name} of type {found.dtype} with shape {found.shape}, the unit needs integers of shape {shape}")
+    for name in ("bonds", "key_atoms", "frame_atoms", "link_atoms", "stereo_centres", "stereo_neighbours"):
+        found = getattr(topology, name)
+        if found.size and not 0 <= found.min() <= found.max() < size:
+            raise ValueError(f"{name} names an atom beyond the {size} of the unit")
+
+
 def _check_shapes(sample: PolymerSample) -> None:
     topology, num_units = sample.topology, sample.num_units
+    _check_topology(topology)
     num_heavy = num_units * (topology.num_atoms - 2) + 2
+    heavy = sample.heavy_ang  # compared before anything is made as large as a number in the file says
+    if num_units < 1 or heavy.ndim != 3 or heavy.shape[1:] != (num_heavy, 3):
+        shapes = f"heavy coordinates have shape {heavy.shape}, the chain needs (K, {num_heavy}, 3)"
+        raise ShardError(f"sample {sample.key}: {shapes}; rebuild the shard")
     num_hydrogens = int(chain_hydrogens(topology, num_units).sum())
     for name, array, atoms in (("heavy", sample.heavy_ang, num_heavy), ("hydrogen", sample.hydrogen_ang, num_hydrogens)):
         if array.ndim != 3 or array.shape[1:] != (atoms, 3) or len(array) != len(sample.heavy_ang) or len(array) < 1:
@@ -104,6 +159,8 @@ class ShardSet:
     manifest: Manifest
     _fs: Any
     _root: str
+    _reopened: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)  # process -> its connection
+    _opened_by: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -129,29 +186,44 @@ class ShardSet:
         """True unless the shards lie on this machine's disk."""
         return not isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
+    @property
+    def _here(self) -> Any:
+        """The file system for this process: the threads and sockets of an object store's do not survive a fork."""
+        process = os.getpid()
+        if process == self._opened_by or not self.is_remote:
+            return self._fs
+        if process not in self._reopened:
+            self._reopened[process] = open_address(self.path)[0]
+        return self._reopened[process]
+
     def names(self) -> list[str]:
         """Files that lie there, whether the manifest lists them or not."""
-        return sorted(info["name"].rsplit("/", 1)[-1] for info in self._fs.ls(self._root, detail=True) if info["type"] == "file")
+        with storage_errors(self.path, CHECK, ShardError):
+            return sorted(_sizes(self._here, self._root))
 
     def read_file(self, name: str) -> bytes:
         """A file beside the shards."""
-        return bytes(self._fs.cat_file(self._inside(name)))
+        with storage_errors(self.path, CHECK, ShardError):
+            return bytes(self._here.cat_file(self._inside(name)))
 
     def open_binary(self, shard: ShardEntry | str) -> Any:
         """The shard as an open binary file."""
-        return self._fs.open(self._inside(shard), "rb")
+        where = self._inside(shard)
+        with storage_errors(self.path, CHECK, ShardError):
+            return StoredFile(self._here, where, self.path) if self.is_remote else self._fs.open(where, "rb")
 
     def read(self, entry: SampleEntry) -> PolymerSample:
         """One sample by its byte range; the rest of the shard is not touched.
 
         Raises:
-            ShardError: the shard is gone, shorter than the manifest says, or holds something else there.
+            ShardError: the shard is gone, shorter than the manifest says, holds something else there, or its store cannot be reached.
         """
         where = self._inside(entry.shard)
-        try:
-            blob = self._fs.cat_file(where, start=entry.offset, end=entry.offset + entry.length)
-        except FileNotFoundError:
-            raise ShardError(f"{where} is missing; copy it again or rebuild the shards") from None
+        with storage_errors(where, CHECK, ShardError):
+            try:
+                blob = self._range(where, entry.offset, entry.offset + entry.length)
+            except FileNotFoundError:
+                raise ShardError(f"{where} is missing; copy it again or rebuild the shards") from None
         if len(blob) != entry.length:
             raise ShardError(f"{where} ends before sample {entry.key} ({len(blob)} of {entry.length} bytes); copy it again or rebuild it")
         try:
@@ -171,6 +243,10 @@ class ShardSet:
             raise ShardError(f"{where}: sample {entry.key} calls itself {sample.key}; the shard is damaged, rebuild it")
         return sample
 
+    def _range(self, where: str, start: int, end: int) -> bytes:
+        fs = self._here
+        return bytes(with_patience(lambda: fs.cat_file(where, start=start, end=end)) if self.is_remote else fs.cat_file(where, start, end))
+
     def _inside(self, shard: ShardEntry | str) -> str:
         return f"{self._root}/{shard if isinstance(shard, str) else shard.name}"
 
@@ -184,18 +260,16 @@ def open_shards(path: str | Path) -> ShardSet:
     Raises:
         ShardError: no folder, no manifest, another schema, or a shard that is missing or of another size.
     """
-    try:
-        fs, root = fsspec.core.url_to_fs(str(path))
-    except (ImportError, ValueError) as error:
-        raise ShardError(f"{path} cannot be opened ({error})") from None
-    root = root.rstrip("/")
-    try:
-        text = fs.cat_file(f"{root}/{MANIFEST_NAME}")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        hint = "the build did not finish, run the same command again" if fs.exists(root) else "build it with python -m data_shards.build"
-        raise ShardError(f"{path} holds no {MANIFEST_NAME}; {hint}") from None
-    manifest = parse_manifest(text, f"{root}/{MANIFEST_NAME}")
-    sizes = {info["name"].rsplit("/", 1)[-1]: info["size"] for info in fs.ls(root, detail=True) if info["type"] == "file"}
+    address = str(path)
+    with storage_errors(address, CHECK, ShardError):
+        try:
+            fs, root = open_address(address)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise ShardError(f"{shown(address)} cannot be opened ({error})") from None
+        manifest = _read_manifest(fs, root, address)
+        sizes = _sizes(fs, root)
     for _, shard in manifest.shards():
         if shard.name not in sizes:
             raise ShardError(f"{root}/{shard.name} is missing though the manifest lists it; copy it again or rebuild the shards")
@@ -203,4 +277,21 @@ def open_shards(path: str | Path) -> ShardSet:
             raise ShardError(
                 f"{root}/{shard.name} has {sizes[shard.name]} bytes, the manifest says {shard.bytes}; copy it again or rebuild it"
             )
-    return ShardSet(str(path), manifest, fs, root)
+    return ShardSet(address, manifest, fs, root)
+
+
+def _read_manifest(fs: Any, root: str, address: str) -> Manifest:
+    fs.invalidate_cache()
+    try:
+        text = fs.cat_file(f"{root}/{MANIFEST_NAME}")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        check_bucket(fs, root, address)
+        hint = "the build did not finish, run the same command again" if fs.exists(root) else "build it with python -m data_shards.build"
+        raise ShardError(f"{address} holds no {MANIFEST_NAME}; {hint}") from None
+    return parse_manifest(text, f"{root}/{MANIFEST_NAME}")
+
+
+def _sizes(fs: Any, root: str) -> dict[str, int]:
+    """Bytes of each file that lies there, by name, as it is now."""
+    fs.invalidate_cache()
+    return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in fs.ls(root, detail=True) if info["type"] == "file"}

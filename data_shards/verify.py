@@ -105,8 +105,10 @@ def _keys(opened: ShardSet, shard: ShardEntry) -> list[str] | None:
 
     keys: list[str] = []
     try:
-        with opened.open_binary(shard) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        with opened.open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
+                if info.offset_data + info.size > shard.bytes:
+                    return None
                 key = info.name.split(".", 1)[0]
                 keys += [key] if keys[-1:] != [key] else []
     except (tarfile.TarError, EOFError):
@@ -172,9 +174,7 @@ def _quality_damages(sample: PolymerSample, limits: dict[str, Any]) -> list[str]
     signs = None if imported else tacticity_signs(sample.topology, sample.num_units, sample.tacticity, sample.seed)
     loose = QualityLimits(**{**limits, "bond_error_ang": None})
     pairs = zip(sample.heavy_ang, sample.hydrogen_ang, strict=True)
-    reports = [
-        check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=signs, limits=loose) for heavy, hydrogen in pairs
-    ]
+    reports = [check_chain(sample.topology, sample.num_units, heavy, hydrogen, handedness=signs, limits=loose) for heavy, hydrogen in pairs]
     return [f"conformation {index} fails: {report.reason}" for index, report in enumerate(reports) if not report.ok]
 
 

@@ -52,6 +52,8 @@ def parse(psmiles: str) -> Chem.Mol:
         mol = Chem.MolFromSmiles(psmiles) if psmiles and psmiles.strip() else None
     if mol is None:
         raise PolymerError(psmiles, "unparsable", "RDKit cannot read this string as SMILES; check brackets, ring digits and valences")
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)  # [*:1] and [*:2], as reaction tools write stars
     stars = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0]
     if len(stars) == 4:
         raise PolymerError(psmiles, "ladder", "has 4 stars; ladder polymers are not supported, a repeat unit needs exactly 2 stars")

@@ -130,7 +130,8 @@ def test_no_string_stops_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not unforeseen, unforeseen
     assert {path.name for path in tmp_path.iterdir()} == {"in", "work"}
     assert {path.name for path in out.parent.iterdir()} == {"shards"}
-    assert command(verify.app, out) == 0
+    capsys.readouterr()
+    assert command(verify.app, out) == 0, capsys.readouterr().out
 
 
 # shards from elsewhere

@@ -217,3 +217,9 @@ def test_marked_double_bonds_reach_a_fixed_form(psmiles: str) -> None:
 def test_both_spellings_of_the_star() -> None:
     assert canonicalise("[*]CC([*])c1ccccc1").psmiles == canonicalise("*CC(*)c1ccccc1").psmiles
     assert sum(atom.GetAtomicNum() == 0 for atom in parse("c1ccccc1C([*])C[*]").GetAtoms()) == 2
+
+
+def test_atom_maps_are_no_chemistry() -> None:
+    plain = canonicalise("*CC*")
+    for written in ("[*:1]CC[*:1]", "[*:1]CC[*:2]", "[*:1][CH2:3]C[*:2]"):
+        assert canonicalise(written) == plain
