@@ -44,6 +44,7 @@ class GrownChain:
     hydrogen_ang: NDArray[np.float32]  # (K, number of hydrogens, 3)
     handedness: NDArray[np.int8]  # (N, c)
     info: dict[str, Any]  # force fields, number of shapes, dead ends of each conformation
+    energies_kcal_mol: NDArray[np.float64] | None = None  # (K,) of the whole chain; a grown one is not scored
 
 
 def grow_chain(
