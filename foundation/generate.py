@@ -26,6 +26,9 @@ def main(
     seed: Annotated[int, typer.Option(help="seed of tacticity and conformations; equal seeds give equal files")] = 0,
     hydrogens: Annotated[bool, typer.Option(help="place hydrogens on the generated heavy atoms")] = True,
     strict: Annotated[bool, typer.Option(help="leave out conformations that fail the check of bonds and clashes")] = False,
+    relax: Annotated[
+        bool, typer.Option("--relax", help="write what MMFF94s makes of each conformation to a second file, NAME.relaxed.sdf")
+    ] = False,
     batch_atoms: Annotated[
         int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
     ] = None,
@@ -38,9 +41,13 @@ def main(
     Exit 0 at least one conformation was written, 2 bad input or none could be made.
     """
     from foundation.sampling.request import check_numbers, check_seed, read_requests
-    from foundation.sampling.writers import check_format, check_output
+    from foundation.sampling.writers import check_absent, check_format, check_output
 
     check_output(out, overwrite)
+    if relax:
+        from foundation.sampling.relax import relaxed_path
+
+        check_absent(relaxed_path(out), overwrite)
     check_numbers(num_units=num_units, num=num, batch_atoms=batch_atoms, limit=limit)
     check_seed(seed)
     requests, refused = read_requests(psmiles, input, column, limit, num_units, tacticity, seed)
@@ -53,7 +60,7 @@ def main(
 
     where = choose_device(device)
     model, _ = load_model(checkpoint)
-    job = Job(requests, refused, num, seed, batch_atoms or BATCH_ATOMS[where.type], hydrogens, strict, where, checkpoint)
+    job = Job(requests, refused, num, seed, batch_atoms or BATCH_ATOMS[where.type], hydrogens, strict, relax, where, checkpoint)
     if dry_run:
         show_plan(job, out)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from data_shards.progress import Progress
 from data_shards.recipe import QualityLimits
 from foundation.errors import InputError, PolymerError
 from foundation.sampling.provenance import provenance, write_json
+from foundation.sampling.relax import RelaxedFile, relaxed_path
 from foundation.sampling.request import ChainRequest, Refusal, library_shapes, plan_batches
 from foundation.sampling.run import generate_chains
 from foundation.sampling.writers import Properties, StructureFile, provenance_path
@@ -39,6 +41,7 @@ class Job:
     batch_atoms: int
     hydrogens: bool
     strict: bool  # leave out conformations that fail the check
+    relax: bool  # write a second file with what the force field makes of them
     device: torch.device
     checkpoint: str
 
@@ -62,6 +65,7 @@ class Report:
         written: conformations in the file.
         lost: conformations without a record.
         refused: polymers that could not be used.
+        relaxed: where relaxed conformations lie and what became of each; empty where none was asked for.
         checks: (row, psmiles, worst bond error in angstrom, clashes, radius of gyration in angstrom, reason or "ok") of written ones.
     """
 
@@ -70,6 +74,7 @@ class Report:
     lost: list[Lost] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     checks: list[tuple[int, str, float, int, float, str]] = field(default_factory=list)
+    relaxed: dict[str, Any] = field(default_factory=dict)
 
 
 def radius_of_gyration(x_ang: NDArray[np.floating]) -> float:
@@ -91,13 +96,18 @@ def write_chains(model: Any, job: Job, out: Path, bars: Progress) -> Report:
     """
     attempted = job.num * (len(job.requests) + len(job.refused))
     report = Report(attempted, refused=job.refused)
-    with StructureFile(out, job.hydrogens) as file, bars.stage("generate", job.num * len(job.requests), unit="conformations") as stage:
+    with ExitStack() as stack:
+        file = stack.enter_context(StructureFile(out, job.hydrogens))
+        relaxed = RelaxedFile(out, job.hydrogens) if job.relax else None
+        if relaxed is not None:
+            stack.enter_context(relaxed.file)
+        stage = stack.enter_context(bars.stage("generate", job.num * len(job.requests), unit="conformations"))
         chains = generate_chains(model, job.requests, job.num, job.seed, job.batch_atoms, job.device)
         for chain in chains:
             request = job.requests[chain.request]
             reason = chain.reason
             if chain.x_ang is not None:
-                reason = _write_one(file, report, job, request, chain.x_ang, chain.conformation)
+                reason = _write_one(file, relaxed, report, job, request, chain.x_ang, chain.conformation)
             if reason is not None:
                 report.lost.append(Lost(request.row, request.psmiles, chain.conformation, reason))
             stage.advance(1, f"{report.written} written, {len(report.lost)} failed")
@@ -106,12 +116,22 @@ def write_chains(model: Any, job: Job, out: Path, bars: Progress) -> Report:
                 f"no conformation could be made: {'; '.join(_reasons(report, job.num)) or 'no polymer given'}; nothing was written"
             )
         file.commit()
+        if relaxed is not None:
+            report.relaxed = relaxed.facts()
+            if relaxed.file.num_records:
+                relaxed.file.commit()
     write_json(provenance_path(out), _provenance(model, job, report))
     return report
 
 
 def _write_one(
-    file: StructureFile, report: Report, job: Job, request: ChainRequest, x_ang: NDArray[np.float64], conformation: int
+    file: StructureFile,
+    relaxed: RelaxedFile | None,
+    report: Report,
+    job: Job,
+    request: ChainRequest,
+    x_ang: NDArray[np.float64],
+    conformation: int,
 ) -> str | None:
     """Append a conformation, or say why not."""
     quality = check_chain(
@@ -143,6 +163,8 @@ def _write_one(
         "radius_of_gyration_ang": size,
     }
     file.add(request, x_ang, properties)
+    if relaxed is not None:
+        relaxed.add(request, x_ang, properties)
     report.written += 1
     report.checks.append((request.row, request.psmiles, quality.worst_bond_error_ang, quality.num_clashes, size, verdict))
     return None
@@ -177,6 +199,7 @@ def _provenance(model: Any, job: Job, report: Report) -> dict[str, Any]:
         "hydrogens": "placed by RDKit AddHs on generated heavy atoms" if job.hydrogens else None,
         "conformations": {"attempted": report.attempted, "written": report.written, "failed": report.attempted - report.written},
         "reasons": list(_reasons(report, job.num)),
+        "relaxed": report.relaxed or None,
         "polymers": [
             {
                 "row": request.row,
@@ -240,4 +263,7 @@ def show_report(report: Report, out: Path) -> None:
         print(f"  row {refusal.row} {refusal.psmiles}: {refusal.detail}")
     for reason, times in Counter(entry.reason for entry in report.lost).most_common(MAX_FAILURE_LINES):
         print(f"  {times} x {reason}")
+    if report.relaxed:
+        outcomes = ", ".join(f"{times} {outcome}" for outcome, times in sorted(report.relaxed["outcomes"].items()))
+        print(f"{report.relaxed['force_field']}: {outcomes}; {relaxed_path(out)}")
     print(f"provenance: {provenance_path(out)}")

@@ -29,13 +29,16 @@ PDB_RESIDUE = "UNL"  # the name that the PDB reserves for an unknown ligand
 Properties = dict[str, str | int | float]
 
 
-def conformation_mol(heavy_mol: Chem.Mol, x_ang: NDArray[np.floating], hydrogens: bool) -> Chem.Mol:
+def conformation_mol(
+    heavy_mol: Chem.Mol, x_ang: NDArray[np.floating], hydrogens: bool, hydrogen_ang: NDArray[np.floating] | None = None
+) -> Chem.Mol:
     """A chain with coordinates.
 
     Args:
         heavy_mol: of ``chain_mol(topology, num_units)``.
         x_ang: (H, 3) heavy atoms, schema order.
-        hydrogens: place the hydrogens too, by RDKit from the geometry of their heavy atoms.
+        hydrogens: have the hydrogens too.
+        hydrogen_ang: (h, 3) where they are, schema order; None: placed by RDKit from the geometry of their heavy atoms.
 
     Returns:
         A molecule with one conformer; hydrogens follow the heavy atoms.
@@ -45,7 +48,12 @@ def conformation_mol(heavy_mol: Chem.Mol, x_ang: NDArray[np.floating], hydrogens
     conformer = Chem.Conformer(mol.GetNumAtoms())
     conformer.SetPositions(np.ascontiguousarray(x_ang, dtype=np.float64))
     mol.AddConformer(conformer, assignId=True)
-    return Chem.AddHs(mol, addCoords=True) if hydrogens else mol
+    if not hydrogens:
+        return mol
+    full = Chem.AddHs(mol, addCoords=True)
+    if hydrogen_ang is not None:
+        full.GetConformer().SetPositions(np.concatenate([x_ang, hydrogen_ang]).astype(np.float64))
+    return full
 
 
 def sdf_record(mol: Chem.Mol, properties: Properties) -> str:
@@ -190,15 +198,18 @@ class StructureFile:
             return f"a coordinate beyond {PDB_MAX_ANG:g} angstrom does not fit a PDB file"
         return None
 
-    def add(self, request: ChainRequest, x_ang: NDArray[np.floating], properties: Properties) -> None:
+    def add(
+        self, request: ChainRequest, x_ang: NDArray[np.floating], properties: Properties, hydrogen_ang: NDArray[np.floating] | None = None
+    ) -> None:
         """Append one conformation.
 
         Args:
             request: its chain.
             x_ang: (H, 3) heavy atoms, schema order.
             properties: stored with the record.
+            hydrogen_ang: (h, 3), schema order; None: placed by RDKit.
         """
-        mol = conformation_mol(self._heavy(request), x_ang, self.hydrogens)
+        mol = conformation_mol(self._heavy(request), x_ang, self.hydrogens, hydrogen_ang)
         self.num_records += 1
         record = RECORDS[self.kind]
         if record is not None:

@@ -149,6 +149,50 @@ def test_failures_of_the_model_are_reported(model: LibraryObjective, tmp_path: P
     assert not (tmp_path / "b.sdf").exists()
 
 
+def test_relaxed_conformations_lie_apart_and_are_labelled(
+    model: LibraryObjective, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data_shards.conformers.dynamics import chain_energy_kcal_mol
+    from data_shards.conformers.mmff_system import THETA
+
+    raw, out = tmp_path / "raw.sdf", tmp_path / "pp.sdf"
+    words = ["--checkpoint", "x", "--psmiles", "*CC(*)C", "--num-units", "6", "--num", "2"]
+    assert run_command(app, *words, "--out", str(raw)) == 0
+    assert run_command(app, *words, "--out", str(out), "--relax") == 0
+    assert out.read_text() == raw.read_text()  # the raw file does not know of it
+    assert "2 relaxed; " in capsys.readouterr().out
+    before, after = (list(Chem.SDMolSupplier(str(path), removeHs=False)) for path in (out, tmp_path / "pp.relaxed.sdf"))
+    assert len(before) == len(after) == 2
+    request = request_of("*CC(*)C", 6)
+    for one, other in zip(before, after, strict=True):
+        assert other.GetProp("relaxed").startswith("MMFF94s")
+        energies = [float(other.GetProp(f"energy_{when}_kcal_mol")) for when in ("before", "after")]
+        assert energies[1] < energies[0] - 1
+        x = other.GetConformer().GetPositions()
+        heavy = request.num_heavy_atoms
+        again = chain_energy_kcal_mol(request.topology, request.num_units, x[:heavy], x[heavy:], environment=THETA)
+        assert again[0] == pytest.approx(energies[1], abs=0.1)  # a file has four decimals
+        assert Chem.MolToSmiles(Chem.RemoveHs(one), isomericSmiles=True) == Chem.MolToSmiles(Chem.RemoveHs(other), isomericSmiles=True)
+    facts = json.loads((tmp_path / "pp.sdf.provenance.json").read_text())["relaxed"]
+    assert facts["outcomes"] == {"relaxed": 2}
+    assert run_command(app, *words, "--out", str(tmp_path / "b.sdf"), "--relax") == 0
+    (tmp_path / "b.sdf").unlink()
+    (tmp_path / "b.sdf.provenance.json").unlink()
+    assert run_command(app, *words, "--out", str(tmp_path / "b.sdf"), "--relax") == 2
+    assert "b.relaxed.sdf exists already" in capsys.readouterr().err
+
+
+def test_a_polymer_without_a_force_field_is_written_raw(
+    model: LibraryObjective, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sn.sdf"
+    words = ["--checkpoint", "x", "--psmiles", "*C[Sn](*)(C)C", "--num-units", "3", "--num", "2", "--out", str(out), "--relax"]
+    assert run_command(app, *words) == 0
+    assert "2 no-force-field" in capsys.readouterr().out
+    assert len(Chem.SDMolSupplier(str(out))) == 2
+    assert not (tmp_path / "sn.relaxed.sdf").exists()
+
+
 def test_strict_leaves_out_chains_that_fail_the_check(model: LibraryObjective, tmp_path: Path) -> None:
     model.scale.data.fill_(30.0)  # angles all over the circle: chains run into themselves
     line = ["--checkpoint", "y", "--psmiles", "*CC(*)c1ccccc1", "--num-units", "40", "--num", "3"]
