@@ -19,9 +19,10 @@ from rdkit import Chem
 
 SIGNS = {1.0: "-", 1.5: ":", 2.0: "=", 3.0: "#"}
 GEOMETRY = {Chem.HybridizationType.SP: "1", Chem.HybridizationType.SP2: "2", Chem.HybridizationType.SP3: "3"}
+LARGEST_PERIOD_ATOMS = 45  # of three that are minimised; larger ones are left out
 MIN_COUNT = 20  # of a kind of bond or angle in the tables
 TORSION_BINS = 36
-SAMPLED_UNITS, SAMPLED_CHAINS, GROWN_CHAINS = 6, 12, 100
+SAMPLED_UNITS, SAMPLED_CHAINS, GROWN_CHAINS = 4, 8, 60
 SAMPLED_KELVIN = 353.0
 Values = dict[str, list[float]]
 
@@ -51,7 +52,7 @@ def units_against_dft(data: Path, work: Path) -> None:
         found[name] = {"used": used, "skipped": dict(skipped), "kinds": [_moved_row(kind, rows) for kind, rows in sorted(moved.items())]}
         if energies:
             found[name]["conformer_energies"] = _energy_row(energies)
-    (work / "dft_units.json").write_text(json.dumps(found, indent=1) + "\n")
+        (work / "dft_units.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _moved_row(kind: str, rows: list[tuple[float, float]]) -> dict[str, Any]:
@@ -96,6 +97,8 @@ def _unroll(record: Chem.Mol, step_ang: NDArray[np.float64], copies: int) -> tup
     stars = [atom for atom in record.GetAtoms() if atom.GetAtomicNum() == 0]
     ends = [star.GetNeighbors()[0].GetIdx() for star in stars]
     orders = [star.GetBonds()[0].GetBondTypeAsDouble() for star in stars]
+    if record.GetNumAtoms() > LARGEST_PERIOD_ATOMS:
+        return "large"
     if orders != [1.0, 1.0]:
         return "junction-order"
     step_ang = step_ang * (1 if np.linalg.norm(x_ang[stars[1].GetIdx()] - x_ang[ends[0]] - step_ang) < 0.1 else -1)
@@ -149,7 +152,7 @@ def minimise(mol: Chem.Mol, x_ang: NDArray[np.float64]) -> tuple[NDArray[np.floa
         return None
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"})
     context.setPositions(x_ang / 10)
-    openmm.LocalEnergyMinimizer.minimize(context, 1.0, 3_000)
+    openmm.LocalEnergyMinimizer.minimize(context, 4.0, 1_000)
     state = context.getState(getPositions=True, getEnergy=True)
     return state.getPositions(asNumpy=True)._value * 10, state.getPotentialEnergy()._value / KJ_PER_KCAL
 
@@ -195,13 +198,17 @@ def internal(mol: Chem.Mol, x_ang: NDArray[np.float64], counted: set[int]) -> It
 
 
 def sampled_against_real(data: Path, work: Path) -> None:
-    """Sample the polymers of the dynamics files with both engines and write real_chains.json: kind by kind, three distributions."""
-    found = []
+    """Sample the polymers of the dynamics files with both engines and write real_chains.json: kind by kind, three distributions.
+    Polymers that are in it are not sampled again."""
+    path = work / "real_chains.json"
+    found = json.loads(path.read_text()) if path.exists() else []
     for name in ("md_polymer_chains", "polyverse_md_chains"):
         chains: dict[str, list[Chem.Mol]] = defaultdict(list)
         for record in Chem.SDMolSupplier(str(data / f"{name}.sdf"), removeHs=False):
             chains[record.GetProp("psmiles")].append(record)
         for psmiles, records in chains.items():
+            if psmiles in {row["psmiles"] for row in found}:
+                continue
             real: Values = defaultdict(list)
             for record in records:
                 for kind, value in internal(record, record.GetConformer().GetPositions(), set(range(record.GetNumAtoms()))):
@@ -211,7 +218,7 @@ def sampled_against_real(data: Path, work: Path) -> None:
                 _kind_row(kind, real[kind], md.get(kind, []), grow.get(kind, [])) for kind in sorted(real) if len(real[kind]) >= MIN_COUNT
             ]
             found.append({"file": name, "psmiles": psmiles, "records": len(records), "engine": energy_model, "kinds": kinds})
-            (work / "real_chains.json").write_text(json.dumps(found, indent=1) + "\n")
+            path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _sampled(psmiles: str) -> tuple[Values, Values, dict[str, Any]]:
