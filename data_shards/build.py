@@ -94,6 +94,8 @@ def main(
         hold_out=read_polymers(hold_out, "--hold-out") if hold_out else (),
     )
     bars = progress()
+    for line in rows.notes():
+        bars.say(line)
     signal.signal(signal.SIGTERM, lambda number, frame: _interrupt())
     try:
         if dry_run:

@@ -111,7 +111,7 @@ def build(
             "schema_version": SCHEMA_VERSION,
             "recipe_digest": recipe.digest,
             "recipe": recipe.model_dump(mode="json"),
-            "input": {"source": source_name, "num_rows": plan.num_rows, "rows_sha256": digest},
+            "input": {"source": source_name, "num_rows": plan.num_rows, "rows_sha256": digest, **source.facts()},
             "created_by": versions(),
         }
         if committed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_shards.errors import InputError
 from data_shards.sources.table import Row, TableSource, textbook
@@ -20,6 +20,12 @@ class Source(Protocol):
     @property
     def engine(self) -> str | None:
         """ "import" where rows bring their own chains, None where chains are to be built."""
+
+    def notes(self) -> list[str]:
+        """What a user should know of the input, a line each."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest records of the input beside the rows."""
 
     def rows(self) -> Iterator[Row]:
         """All rows, numbered from 1. A record that cannot be read is a row too, so that the funnel counts it."""

@@ -54,6 +54,14 @@ class PolyConfmLmdbSource:
         entries = int(_open(self.path).stat()["entries"])
         return entries if self.limit is None else min(entries, self.limit)
 
+    def notes(self) -> list[str]:
+        """Which conventions the first records follow."""
+        return conventions(self.path, column=self.column).lines()
+
+    def facts(self) -> dict[str, Any]:
+        """The same for the manifest."""
+        return {"conventions": conventions(self.path, column=self.column).as_dict()}
+
     def rows(self) -> Iterator[Row]:
         """Every record in the order of its key. A row without a P-SMILES says in its labels, as reason and detail, why it has none."""
         for number in range(1, len(self) + 1):

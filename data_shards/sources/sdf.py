@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,14 @@ class SdfSource:
             raise InputError(f"limit {self.limit} must be >= 1; change --limit")
         if next(iter(self._records(_Place(1, 0, 0))), None) is None:
             raise InputError(f"{self.path} has no record; give an SD file with at least one chain")
+
+    def notes(self) -> list[str]:
+        """Nothing to tell."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing beside the rows."""
+        return {}
 
     def rows(self) -> Iterator[Row]:
         """Every record in the order of the files; the P-SMILES is '' where the record has none."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import InputError
 
@@ -57,6 +57,14 @@ class TableSource:
         if first is None or len(first) == 0:
             raise InputError(f"{path} has a header but no row; give a table with at least one polymer")
         self._labels = {label: name for label in LABEL_NAMES for name in names if name.lower() == label and name != self.column}
+
+    def notes(self) -> list[str]:
+        """Nothing to tell."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing beside the rows."""
+        return {}
 
     def rows(self) -> Iterator[Row]:
         """Rows in order; may be called again.

@@ -59,6 +59,19 @@ def test_a_mistake_ends_the_job_with_one_sentence(head: Head) -> None:
     assert not (head.project / "runs/mistake").exists()
 
 
+def test_shards_are_built_as_a_job(head: Head) -> None:
+    """`cluster/preprocess.yaml` on the cluster's own workers; settings of a group as a mapping; the same job again finds all done."""
+    small = ("build.limit=4", "build.num_units=3", "build.conformers=1", "build.out=runs/job-shards", "build.quality={heavy_clash: 0.7}")
+    done = head.submit("--", "cluster/preprocess.yaml", *small)
+    assert done.exit_code == 0, done.log
+    manifest = json.loads((head.project / "runs/job-shards/manifest.json").read_text())
+    assert manifest["funnel"]["attempted"] == 4
+    assert manifest["recipe"]["quality"]["heavy_clash"] == 0.7
+    again = head.submit("--", "cluster/preprocess.yaml", *small)
+    assert again.exit_code == 0, again.log
+    assert "holds this build already, and every checksum is right" in again.log
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_worker_costs_no_step(head: Head, smoke: Job) -> None:

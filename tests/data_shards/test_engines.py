@@ -126,3 +126,31 @@ def test_real_chains_are_imported(tmp_path: Path, shared_data: Path, capsys: pyt
     assert command(verify.app, out) == 0
     assert command(build.app, *words, "--out", out) == 0
     assert "holds this build already" in capsys.readouterr().err
+
+
+def test_published_records_are_imported_and_their_conventions_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two chains and a pickle that would run a command: the chains become shards, the pickle a row of the funnel."""
+    import os
+    import pickle
+
+    from tests.data_shards.polyconfm_records import Style, grown, record_bytes, write_lmdb
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {tmp_path / 'run'}",)
+
+    records = [record_bytes(grown("*CC(*)C", 5), Style()), pickle.dumps(Hostile()), record_bytes(grown("*CCO*", 6), Style())]
+    path = write_lmdb(tmp_path / "train.lmdb", records)
+    out = tmp_path / "out"
+    words = ("--source", "polyconfm-lmdb", "--input", path, "--out", out, *SIZE)
+    assert command(build.app, *words) == 0
+    assert not (tmp_path / "run").exists()
+    heard = capsys.readouterr().err
+    shards = open_shards(out)
+    assert "frame: (1,2,4) (2)" in heard
+    facts = shards.manifest.input["conventions"]
+    assert (facts["records"], facts["counts"]["frame"], facts["refused"]) == (2, {"(1,2,4)": 2}, {"forbidden-pickle": 1})
+    assert shards.manifest.funnel.dropped == {"forbidden-pickle": 1}
+    assert "system" in (out / "funnel.csv").read_text()
+    assert sorted(entry.psmiles for entry in shards.samples("train")) == ["*CC(*)C", "*CCO*"]
+    assert command(verify.app, out) == 0
