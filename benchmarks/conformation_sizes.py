@@ -25,12 +25,14 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
     from benchmarks.conformations import file_name
     from data_shards.chem.repeat_unit import build_unit
     from data_shards.conformers.statistics import backbone_path
+    from data_shards.schema import chain_elements
 
     files = [path for k in range(polymer.num_chains) if (path := work / file_name(polymer, "md", k)).exists()]
     if not files:
         return None
     chains = [np.load(path) for path in files]
-    path = backbone_path(build_unit(polymer.psmiles).topology, polymer.num_units)
+    topology = build_unit(polymer.psmiles).topology
+    path = backbone_path(topology, polymer.num_units)
     frames = np.stack([chain["heavy_ang"][:, path] for chain in chains]).astype(np.float64)  # (chains, F, P, 3)
     counted = frames[:, frames.shape[1] // 3 :]
     period = (len(path) - 2) // polymer.num_units
@@ -48,6 +50,8 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
         "core_seconds": float(sum(float(chain["cpu_sec"]) for chain in chains)),
         "torsion_memory": memory([chain["torsions"] for chain in chains], period, polymer.run_ps),
     }
+    elements = chain_elements(topology, polymer.num_units)[path]
+    row["backbone"] = backbone_geometry(counted, elements)
     if polymer.far_repulsion:
         row["grow"] = sizes(grown_chains(polymer, work)[:, None, path].astype(np.float64), period)
     if polymer.psmiles == "*C*":
@@ -56,6 +60,22 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
         if polymer.far_repulsion:
             row["torsions_grow"] = polymethylene_torsions(grown_chains(polymer, work)[:, None, path].astype(np.float64))
     return row
+
+
+def backbone_geometry(backbone_ang: NDArray[np.float64], elements: NDArray[np.integer]) -> dict[str, dict[str, float]]:
+    """Mean and spread of bonds (angstrom) and angles (degrees) along the backbone, by atomic numbers."""
+    steps = np.diff(backbone_ang, axis=2)
+    lengths = np.linalg.norm(steps, axis=-1)
+    cosine = -(steps[:, :, 1:] * steps[:, :, :-1]).sum(axis=-1) / lengths[:, :, 1:] / lengths[:, :, :-1]
+    angles = np.rad2deg(np.arccos(cosine.clip(-1, 1)))
+    found = {}
+    for width, values in ((2, lengths), (3, angles)):
+        windows = [elements[k : k + width].tolist() for k in range(len(elements) - width + 1)]
+        kinds = ["-".join(str(number) for number in min(window, window[::-1])) for window in windows]
+        for kind in sorted(set(kinds)):
+            picked = values[:, :, [k for k, other in enumerate(kinds) if other == kind]]
+            found[kind] = {"mean": float(picked.mean()), "spread": float(picked.std())}
+    return found
 
 
 def grown_chains(polymer: Polymer, work: Path) -> NDArray[np.float32]:

@@ -155,11 +155,11 @@ def compare(
 def speed(
     work: Path = typer.Option(Path("runs/conformations"), help="Folder for what was found."),
     psmiles: str = typer.Option("*CC(*)c1ccccc1", help="Polymer."),
-    num_units: int = typer.Option(20, help="Canonical units."),
+    num_units: list[int] = typer.Option([20, 100], help="Canonical units."),
 ) -> None:
     """Steps per second of dynamics, and what a step conserves."""
     work.mkdir(parents=True, exist_ok=True)
-    found = {"steps": md_steps_per_second(psmiles, num_units), "conservation": conservation()}
+    found = {"steps": [md_steps_per_second(psmiles, count) for count in num_units], "conservation": conservation()}
     (work / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
     typer.echo(json.dumps(found, indent=1))
 
