@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +73,7 @@ def start_ray(workers: int | None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    on_term = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": "error", "log_to_driver": False}
     if address:
         try:
@@ -80,6 +83,8 @@ def start_ray(workers: int | None) -> Iterator[None]:
             raise InputError(f"cannot join Ray at RAY_ADDRESS={address}: {why}; mend or unset RAY_ADDRESS, or pass --workers 0") from None
     else:
         ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray puts a handler of its own there, which prints a stack and leaves at once
     try:
         yield
     finally:

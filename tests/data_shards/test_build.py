@@ -213,9 +213,12 @@ def test_a_kill_while_writing_continues_to_the_same_bytes(
     assert files(out) == files(built)
 
 
-def test_stopping_is_resumable(table: Path, tmp_path: Path) -> None:
+@pytest.mark.dist
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_stopping_is_resumable(table: Path, tmp_path: Path, workers: str) -> None:
     out = tmp_path / "out"
     words = [sys.executable, "-m", "data_shards.build", "--input", str(table), "--out", str(out), "--max-atoms-per-unit", "20", *SIZE]
+    words[-1] = workers  # Ray has a handler of its own for this signal
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not list(out.glob(".staging/??/*")):
         assert process.poll() is None

@@ -149,7 +149,7 @@ def test_published_records_are_imported_and_their_conventions_reported(tmp_path:
     shards = open_shards(out)
     assert "frame: (1,2,4) (2)" in heard
     facts = shards.manifest.input["conventions"]
-    assert (facts["records"], facts["counts"]["frame"], facts["refused"]) == (2, {"(1,2,4)": 2}, {"forbidden-pickle": 1})
+    assert (facts["records"], facts["counts"]["frame"], facts["refused"]) == (3, {"(1,2,4)": 2}, {"forbidden-pickle": 1})
     assert shards.manifest.funnel.dropped == {"forbidden-pickle": 1}
     assert "system" in (out / "funnel.csv").read_text()
     assert sorted(entry.psmiles for entry in shards.samples("train")) == ["*CC(*)C", "*CCO*"]
