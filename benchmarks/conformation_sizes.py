@@ -24,6 +24,7 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
     """Everything about one polymer; None where no chain has been run."""
     from benchmarks.conformations import file_name
     from data_shards.chem.repeat_unit import build_unit
+    from data_shards.conformers.dynamics import FRAMES_PER_RUN
     from data_shards.conformers.statistics import backbone_path
     from data_shards.schema import chain_elements
 
@@ -36,6 +37,7 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
     frames = np.stack([chain["heavy_ang"][:, path] for chain in chains]).astype(np.float64)  # (chains, F, P, 3)
     counted = frames[:, frames.shape[1] // 3 :]
     period = (len(path) - 2) // polymer.num_units
+    length_ps = len(chains[0]["torsions"]) * polymer.run_ps / FRAMES_PER_RUN  # whole frames
     row = {
         "name": polymer.name,
         "psmiles": polymer.psmiles,
@@ -44,11 +46,13 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
         "literature": polymer.literature,
         "source": polymer.source,
         "num_chains": len(chains),
-        "run_ps": polymer.run_ps,
+        "anneal_kelvin": polymer.anneal_kelvin,
+        "anneal_ps": polymer.anneal_ps,
+        "run_ps": length_ps,
         "md": sizes(counted, period),
         "md_first_frame": sizes(frames[:, :1], period),
         "core_seconds": float(sum(float(chain["cpu_sec"]) for chain in chains)),
-        "torsion_memory": memory([chain["torsions"] for chain in chains], period, polymer.run_ps),
+        "torsion_memory": memory([chain["torsions"] for chain in chains], period, length_ps),
     }
     elements = chain_elements(topology, polymer.num_units)[path]
     row["backbone"] = backbone_geometry(counted, elements)

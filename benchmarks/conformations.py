@@ -47,11 +47,13 @@ class Polymer:
 
 FETTERS = "Fetters et al., Macromolecules 27 (1994) 4639, from <R^2>/M with C-C 1.53, C-O 1.43, Si-O 1.64 angstrom"
 FLORY = "Flory, Statistical Mechanics of Chain Molecules (1969), table II-1"
-HOT = 900.0  # vinyl chains are slow: they are cooled from here, and their torsions freeze on the way
+HOT = 900.0  # chains are cooled from here, where they forget how they were grown; the torsions of the slow ones freeze on the way
 POLYMERS = (
-    Polymer("polyethylene", "*C*", 100, 8, 10, 30, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}"),
-    Polymer("polyethylene, ideal", "*C*", 100, 8, 10, 30, (6.7, 7.5), "as polyethylene", far_repulsion=False),
-    Polymer("poly(ethylene oxide)", "*CCO*", 33, 8, 10, 30, (4.0, 5.6), f"5.6 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}"),
+    Polymer("polyethylene", "*C*", 100, 8, 20, 20, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}", anneal_kelvin=HOT),
+    Polymer("polyethylene, ideal", "*C*", 100, 8, 20, 20, (6.7, 7.5), "as polyethylene", far_repulsion=False, anneal_kelvin=HOT),
+    Polymer(
+        "poly(ethylene oxide)", "*CCO*", 33, 8, 20, 20, (4.0, 5.5), f"5.5 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}", anneal_kelvin=HOT
+    ),
     Polymer("polydimethylsiloxane", "*O[Si](*)(C)C", 40, 8, 10, 20, (5.8, 6.4), f"5.8 at 298 K: {FETTERS}; 6.2 to 6.4 at 293 K: {FLORY}"),
     Polymer("polypropylene, atactic", "*CC(*)C", 40, 4, 40, 10, (5.5, 6.0), f"6.0: {FETTERS}; 5.5 at 408 K: {FLORY}", anneal_kelvin=HOT),
     Polymer(
