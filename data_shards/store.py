@@ -6,6 +6,7 @@ Credentials come from the environment (or the machine's role) through the store'
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -13,17 +14,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 import fsspec
+import fsspec.config
 
 from data_shards.errors import InputError
 
 SCRATCH = Path("shards") / ".upload"  # of the working directory: what is built there for an object store
 STAGING_NAME = ".staging"
 CHUNK_BYTES = 2**20
-UPLOAD_TRIES = 4
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING")
+PATIENCE_SEC = 20.0  # how long a connection that worked before may fail
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # protocols whose addresses begin with a bucket, which is not made by writing into it
+SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
+PASSWORD = re.compile(r"(?<=://)[^\s/:@]*:(?!\d+(?:/|$))[^\s@]*@")  # user:password@, where a colon is not that of a port
+USER = re.compile(r"(?<=://)[^/@\s]+@")
+CHECK = "check the address, the network and the credentials in the environment"
+AGAIN = f"{CHECK}, then the same command continues"
+# Tried twice by the store's own library; what is worth more patience is tried again by `with_patience`, which knows when to stop.
+RETRIES = {"mode": "standard", "total_max_attempts": 2}
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -92,30 +104,37 @@ class Bucket:
     def __init__(self, url: str) -> None:
         self.name = shown(url)
         self.staging = SCRATCH / hashlib.sha256(self.name.encode()).hexdigest()[:12] / STAGING_NAME
-        with storage_errors(url, "change --out"):
-            self._fs, root = fsspec.core.url_to_fs(url)
-            self._root = root.rstrip("/")
+        with storage_errors(url, CHECK):
+            self._fs, self._root = open_address(url)
+            if not self._names():
+                check_bucket(self._fs, self._root, url)
 
     def names(self) -> list[str]:
-        with storage_errors(self.name, "mend it, then the same command continues"):
-            self._fs.invalidate_cache()
-            if not self._fs.exists(self._root):
-                return []
+        with storage_errors(self.name, AGAIN):
+            return with_patience(self._names)
+
+    def _names(self) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
             found = self._fs.ls(self._root, detail=True)
-            return sorted(info["name"].rsplit("/", 1)[-1] for info in found if info["type"] == "file")
+        except FileNotFoundError:
+            return []
+        return sorted(info["name"].rsplit("/", 1)[-1] for info in found if info["type"] == "file")
 
     def read(self, name: str) -> bytes | None:
-        with storage_errors(self.name, "mend it, then the same command continues"):
+        with storage_errors(self.name, AGAIN):
+            self._fs.invalidate_cache()
             try:
-                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+                return bytes(with_patience(lambda: self._fs.cat_file(f"{self._root}/{name}")))
             except FileNotFoundError:
                 return None
 
     def sha256(self, name: str) -> str | None:
         digest = hashlib.sha256()
-        with storage_errors(self.name, "mend it, then the same command continues"):
+        with storage_errors(self.name, AGAIN):
+            self._fs.invalidate_cache()
             try:
-                with self._fs.open(f"{self._root}/{name}", "rb") as file:
+                with StoredFile(self._fs, f"{self._root}/{name}", self.name) as file:
                     while chunk := file.read(CHUNK_BYTES):
                         digest.update(chunk)
             except FileNotFoundError:
@@ -123,18 +142,41 @@ class Bucket:
         return digest.hexdigest()
 
     def place(self, path: Path, name: str) -> None:
-        with storage_errors(self.name, "mend it, then the same command continues"):
-            _with_patience(lambda: self._fs.put_file(str(path), f"{self._root}/{name}"))
+        with storage_errors(self.name, AGAIN):
+            with_patience(lambda: self._fs.put_file(str(path), f"{self._root}/{name}"))
         path.unlink()
 
     def remove(self, name: str) -> None:
-        with storage_errors(self.name, "mend it, then the same command continues"):
+        with storage_errors(self.name, AGAIN):
             self._fs.invalidate_cache()
-            if self._fs.exists(f"{self._root}/{name}"):
-                self._fs.rm_file(f"{self._root}/{name}")
+            if with_patience(lambda: self._fs.exists(f"{self._root}/{name}")):
+                with_patience(lambda: self._fs.rm_file(f"{self._root}/{name}"))
 
     def clear(self) -> None:
         shutil.rmtree(self.staging.parent, ignore_errors=True)
+
+
+class StoredFile(io.RawIOBase):
+    """A file of an object store, read from the start. A connection that fails is tried again; what still fails is one sentence."""
+
+    def __init__(self, fs: Any, where: str, address: str) -> None:
+        super().__init__()
+        self._address = address
+        self._file = with_patience(lambda: fs.open(where, "rb"))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with storage_errors(self._address, CHECK):
+            data = with_patience(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def open_store(out: str | Path) -> Store:
@@ -151,35 +193,85 @@ def open_store(out: str | Path) -> Store:
     return Folder(path)
 
 
+def open_address(url: str) -> tuple[Any, str]:
+    """The file system of an address, for this process, and the path in it.
+
+    Endpoint and credentials come from the environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on, or FSSPEC_<PROTOCOL>_<OPTION>.
+
+    Raises:
+        InputError: a password in the address, or no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    if PASSWORD.search(url) or (scheme in BUCKETS and USER.search(url)):
+        raise InputError(
+            f"{shown(url)} was given with a user or password in it, which would end up in logs; take it out and pass credentials in the "
+            "environment (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    if scheme in BUCKETS and not rest.strip("/"):
+        raise InputError(f"{url} names no bucket; write {scheme}://bucket/prefix")
+    options: dict[str, Any] = {}
+    if scheme in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get(scheme, {}):
+        options["config_kwargs"] = {"retries": RETRIES}
+    fs, root = fsspec.core.url_to_fs(url, **options)
+    if scheme in ("s3", "s3a"):
+        fs.retries = 1  # s3fs repeats what botocore has repeated: a server that hangs would take minutes
+    return fs, str(root).rstrip("/")
+
+
+def check_bucket(fs: Any, root: str, address: str) -> None:
+    """Is there the bucket that an address begins with? Without this, a build would learn it when its first shard is done.
+
+    Raises:
+        InputError: no.
+    """
+    if address.partition("://")[0] not in BUCKETS:
+        return
+    bucket = root.split("/", 1)[0]
+    try:
+        fs.info(bucket)
+    except FileNotFoundError:
+        raise InputError(f"{shown(address)} lies in no bucket: there is none named {bucket!r}; make it, or change the address") from None
+    except PermissionError:  # a user may be allowed the prefix only
+        return
+
+
 def shown(text: str) -> str:
-    """Text without credentials: no user and password in an address, none of the secrets of this environment."""
-    text = re.sub(r"(?<=://)[^/@\s]+@", "", text)
-    for name in SECRETS:
-        secret = os.environ.get(name, "")
-        if len(secret) >= 4:
-            text = text.replace(secret, f"${name}")
+    """Text without credentials: no user and password in an address, no secret of this environment."""
+    text = USER.sub("", PASSWORD.sub("", text))
+    secrets = {value: f"${name}" for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    for protocol, options in fsspec.config.conf.items():
+        secrets |= {value: f"${protocol}.{name}" for name, value in options.items() if SECRET_NAME.search(name) and isinstance(value, str)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= 6:
+            text = text.replace(secret, secrets[secret]).replace(quote(secret, safe=""), secrets[secret])
     return text
 
 
 @contextmanager
-def storage_errors(address: str, fix: str) -> Iterator[None]:
+def storage_errors(address: str, fix: str, kind: type[InputError] = InputError) -> Iterator[None]:
     """Whatever a storage library raises, as one sentence without secrets."""
     try:
         yield
-    except (FileNotFoundError, InputError):
+    except InputError:
         raise
+    except ImportError as error:
+        extra = "pip install 'polymer-foundation[s3]'" if "s3fs" in str(error) else "install it"
+        raise kind(f"{shown(address)} cannot be opened: a package is missing ({error}); {extra}") from None
     except Exception as error:  # each storage library has a family of its own
         why = shown(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise InputError(f"{shown(address)} cannot be used ({why}); {fix}") from None
+        raise kind(f"{shown(address)} cannot be used ({why}); {fix}") from None
 
 
-def _with_patience(action: Callable[[], Any]) -> None:
-    """Try again after 1, 2 and 4 seconds where the connection fails."""
-    for attempt in range(UPLOAD_TRIES):
+def with_patience(action: Callable[[], T]) -> T:
+    """Do something, again after 1, 2, 4 ... seconds where the connection fails, for as long as `PATIENCE_SEC`."""
+    deadline, pause_sec = time.monotonic() + PATIENCE_SEC, 1.0
+    while True:
         try:
-            action()
-            return
-        except (OSError, TimeoutError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError) or attempt == UPLOAD_TRIES - 1:
+            return action()
+        except (FileNotFoundError, PermissionError, ImportError, TypeError, ValueError, AttributeError, LookupError):  # waiting mends none
+            raise
+        except Exception:
+            if time.monotonic() + pause_sec > deadline:
                 raise
-            time.sleep(2.0**attempt)
+        time.sleep(pause_sec)
+        pause_sec *= 2
