@@ -17,11 +17,9 @@ def draw(found: dict[str, Any], work: Path, folder: Path) -> None:
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    if found["polymers"]:
-        _characteristic_ratios(found, folder)
-        _memory(found, folder)
-    if any("torsions" in row for row in found["polymers"]):
-        _polyethylene(found, folder)
+    _characteristic_ratios(found, folder)
+    _memory(found, folder)
+    _polyethylene(found, folder)
     if "real_chains" in found:
         _torsions(found["real_chains"], folder)
     if "dft_units" in found:
@@ -56,8 +54,9 @@ def _characteristic_ratios(found: dict[str, Any], folder: Path) -> None:
         axis.axhspan(*row["literature"], color=GREY, alpha=0.25, lw=0, label="literature, n to infinity")
         shown = [("grow", "grow engine", ORANGE), ("md", "theta, after the run", BLUE)]
         for key, label, colour in shown:
-            _ratio_line(axis, row[key], label, colour)
-        if row["psmiles"] in ideal:
+            if key in row:
+                _ratio_line(axis, row[key], label, colour)
+        if "md" in ideal.get(row["psmiles"], {}):
             _ratio_line(axis, ideal[row["psmiles"]]["md"], "ideal: no far repulsion", GREEN)
         axis.set_title(row["name"], fontsize=9)
         axis.set_xlabel("1 / n bonds", fontsize=8)
@@ -83,7 +82,7 @@ def _memory(found: dict[str, Any], folder: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(WIDTH_INCH * 0.6, 3.2))
     for row in found["polymers"]:
-        if row["name"].endswith("ideal"):
+        if row["name"].endswith("ideal") or "torsion_memory" not in row:
             continue
         values = row["torsion_memory"]["autocorrelation"]
         axis.plot(np.arange(len(values)) * row["torsion_memory"]["frame_ps"], values, lw=1.2, label=row["name"])
@@ -100,7 +99,8 @@ def _polyethylene(found: dict[str, Any], folder: Path) -> None:
     row = next(row for row in found["polymers"] if "torsions_grow" in row)
     angles = np.linspace(1.5, 178.5, 60)
     for key, label, colour in (("torsions_grow", "grow engine, 400 K", ORANGE), ("torsions", "theta, 413 K", BLUE)):
-        left.plot(angles, np.array(row[key]["histogram"]) / 3, color=colour, lw=1.2, label=label)
+        if key in row:
+            left.plot(angles, np.array(row[key]["histogram"]) / 3, color=colour, lw=1.2, label=label)
     left.set_xlabel("torsion, degrees (trans is 180)")
     left.set_ylabel("share per degree")
     left.set_ylim(0, None)
@@ -108,9 +108,10 @@ def _polyethylene(found: dict[str, Any], folder: Path) -> None:
     bars = [
         ("model, energies of\nAbe et al. 1966", found["polyethylene_torsions"]["abe_jernigan_flory"], GREY),
         ("model, energies\nof MMFF94s", found["polyethylene_torsions"]["mmff94s"], GREY),
-        ("theta", row["torsions"], BLUE),
         ("grow", row["torsions_grow"], ORANGE),
     ]
+    if "torsions" in row:
+        bars.append(("theta", row["torsions"], BLUE))
     for k, (_, values, colour) in enumerate(bars):
         low, high = values.get("trans_interval", [values["trans"]] * 2)
         right.bar(k, values["trans"], color=colour, width=0.6)
@@ -140,7 +141,7 @@ def _torsions(polymers: list[dict[str, Any]], folder: Path) -> None:
         axis.set_ylim(0, None)
         axis.set_yticks([])
         axis.tick_params(labelsize=6)
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=6, loc="upper center")
     _save(figure, folder / "conformations-torsions.png")
 
 
@@ -169,6 +170,8 @@ def _conservation(found: dict[str, Any], folder: Path) -> None:
         axis.loglog(steps, [row["fluctuation_kt_per_root_freedom"] for row in rows], "o-", color=colour, label=f"hydrogen {mass:g} Da")
     steps = np.array([0.25, 3.0])
     axis.loglog(steps, 0.0065 * steps**2, color=GREY, ls=":", label="square of the step")
+    axis.set_xticks([0.25, 0.5, 1.0, 2.0, 3.0], ["0.25", "0.5", "1", "2", "3"])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("time step, fs")
     axis.set_ylabel("fluctuation of the energy,\nkT per root of the degrees of freedom")
     axis.legend(fontsize=8)

@@ -20,24 +20,18 @@ GAUCHE_RAD = float(np.deg2rad(67.5))  # torsion, trans is pi
 BOND_ANGLE_RAD = float(np.deg2rad(112.0))
 
 
-def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
-    """Everything about one polymer; None where no chain has been run."""
+def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any]:
+    """Everything about one polymer, as far as its chains have been run."""
     from benchmarks.conformations import file_name
     from data_shards.chem.repeat_unit import build_unit
     from data_shards.conformers.dynamics import FRAMES_PER_RUN
     from data_shards.conformers.statistics import backbone_path
     from data_shards.schema import chain_elements
 
-    files = [path for k in range(polymer.num_chains) if (path := work / file_name(polymer, "md", k)).exists()]
-    if not files:
-        return None
-    chains = [np.load(path) for path in files]
     topology = build_unit(polymer.psmiles).topology
     path = backbone_path(topology, polymer.num_units)
-    frames = np.stack([chain["heavy_ang"][:, path] for chain in chains]).astype(np.float64)  # (chains, F, P, 3)
-    counted = frames[:, frames.shape[1] // 3 :]
     period = (len(path) - 2) // polymer.num_units
-    length_ps = len(chains[0]["torsions"]) * polymer.run_ps / FRAMES_PER_RUN  # whole frames
+    chains = [np.load(found) for k in range(polymer.num_chains) if (found := work / file_name(polymer, "md", k)).exists()]
     row = {
         "name": polymer.name,
         "psmiles": polymer.psmiles,
@@ -45,24 +39,31 @@ def polymer_row(polymer: Polymer, work: Path) -> dict[str, Any] | None:
         "bonds_per_unit": period,
         "literature": polymer.literature,
         "source": polymer.source,
-        "num_chains": len(chains),
         "anneal_kelvin": polymer.anneal_kelvin,
         "anneal_ps": polymer.anneal_ps,
+        "num_chains": len(chains),
+    }
+    if polymer.far_repulsion:
+        grown = grown_chains(polymer, work)[:, None, path].astype(np.float64)
+        row["grow"] = sizes(grown, period)
+        if polymer.psmiles == "*C*":
+            row["torsions_grow"] = polymethylene_torsions(grown)
+    if not chains:
+        return row
+    frames = np.stack([chain["heavy_ang"][:, path] for chain in chains]).astype(np.float64)  # (chains, F, P, 3)
+    counted = frames[:, frames.shape[1] // 3 :]
+    length_ps = len(chains[0]["torsions"]) * polymer.run_ps / FRAMES_PER_RUN  # whole frames
+    row |= {
         "run_ps": length_ps,
+        "core_seconds": float(sum(float(chain["cpu_sec"]) for chain in chains)),
         "md": sizes(counted, period),
         "md_first_frame": sizes(frames[:, :1], period),
-        "core_seconds": float(sum(float(chain["cpu_sec"]) for chain in chains)),
         "torsion_memory": memory([chain["torsions"] for chain in chains], period, length_ps),
+        "backbone": backbone_geometry(counted, chain_elements(topology, polymer.num_units)[path]),
     }
-    elements = chain_elements(topology, polymer.num_units)[path]
-    row["backbone"] = backbone_geometry(counted, elements)
-    if polymer.far_repulsion:
-        row["grow"] = sizes(grown_chains(polymer, work)[:, None, path].astype(np.float64), period)
     if polymer.psmiles == "*C*":
         row["torsions"] = polymethylene_torsions(counted)
         row["torsions_first_frame"] = polymethylene_torsions(frames[:, :1])
-        if polymer.far_repulsion:
-            row["torsions_grow"] = polymethylene_torsions(grown_chains(polymer, work)[:, None, path].astype(np.float64))
     return row
 
 

@@ -275,7 +275,7 @@ def results(
     from benchmarks.conformation_sizes import polymer_row, rotational_isomeric_states
 
     found: dict[str, Any] = {"setting": setting()}
-    found["polymers"] = [row for polymer in POLYMERS if (row := polymer_row(polymer, work)) is not None]
+    found["polymers"] = [polymer_row(polymer, work) for polymer in POLYMERS]
     found["polyethylene_torsions"] = rotational_isomeric_states(TEMPERATURE_KELVIN)
     for name in ("speed", "dft_units", "real_chains"):
         if (work / f"{name}.json").exists():
