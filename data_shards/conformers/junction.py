@@ -24,7 +24,8 @@ NUM_SCAN = 24  # 15 degrees apart
 NUM_BINS = 360
 DOUBLE_BOND_SPREAD_RAD = float(np.deg2rad(6.0))
 MAX_RING = 7
-MODEL_SEED = 7
+MODEL_UNITS, MODEL_SEED = 6, 7
+MODEL_STARTS = 6  # embeddings, of which the scan starts from the lowest: a gauche neighbour would tilt the whole profile
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def junction_ensemble(unit: RepeatUnit) -> JunctionEnsemble:
 def _model(unit: RepeatUnit, s: int, t: int) -> tuple[Chem.Mol, tuple[int, int, int, int]]:
     """Small model of a junction with signs s, t written on it, and the atoms of the link dihedral."""
     topology = unit.topology
-    chain = heavy_chain(topology, 4)
-    rows = unit_slots(topology.key_atoms, topology.num_atoms, 4)[1:3]
+    chain = heavy_chain(topology, MODEL_UNITS)  # long enough that no cap is taken for a side group of the junction
+    rows = unit_slots(topology.key_atoms, topology.num_atoms, MODEL_UNITS)[MODEL_UNITS // 2 - 1 :][:2]
     _, nbr0, nbr1, _ = topology.key_atoms.tolist()
     a, d = topology.link_atoms.tolist()
     middle = [int(rows[0, nbr1]), int(rows[1, nbr0])]
@@ -138,11 +139,12 @@ def _model_profile(model: bytes, dihedral: tuple[int, int, int, int], single: bo
     """
     mol = Chem.Mol(model)  # type: ignore[call-overload]  # RDKit reads bytes, its stubs say str
     centres_rad = (np.arange(NUM_BINS) + 0.5) * (2 * np.pi / NUM_BINS) - np.pi
-    found = embed(mol, 1, MODEL_SEED)
+    found = embed(mol, MODEL_STARTS, MODEL_SEED)
     parameters = force_field(mol)
     if not found or parameters is None:
         return np.full(NUM_BINS, 1.0 / NUM_BINS), "none"
-    start, _ = relax(parameters, positions(mol, found))
+    relaxed, start_energies = relax(parameters, positions(mol, found))
+    start = relaxed[[int(np.argmin(start_energies))]]
     if not single:
         from_centre = np.angle(np.exp(1j * (centres_rad - dihedral_rad(start[0], dihedral))))
         weight = np.exp(-0.5 * (from_centre / DOUBLE_BOND_SPREAD_RAD) ** 2)
