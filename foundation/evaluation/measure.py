@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from data_shards.chem.stereo import measure_signs
 from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, covalent_radii_ang, find_clashes, vdw_radii_ang
-from data_shards.schema import PolymerSample
+from data_shards.schema import PolymerSample, chain_hydrogens
 from foundation.evaluation import metrics
 from foundation.evaluation.chains import ChainTables, chain_tables
 from foundation.evaluation.metrics import BOND_TOLERANCE_ANG, METRICS
-from foundation.evaluation.mmff import Equilibrium, equilibrium
+from foundation.evaluation.mmff import Equilibrium, chain_energies, equilibrium
 
+MAX_ENERGIES = 8  # conformations of a polymer and method; each takes hundredths of a second
 BOND_ERROR_EDGES_ANG = np.linspace(0.0, 0.25, 51)
 
 
@@ -34,6 +35,7 @@ class Reference:
         link_counts: (36,); torsion_counts: (T, 36).
         handedness: (N, c).
         covalent_ang, vdw_ang: (H,) radii.
+        energy_kcal_mol: median MMFF94s energy per atom; NaN where the force field lacks a type.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Reference:
     handedness: NDArray[np.int8]
     covalent_ang: NDArray[np.float64]
     vdw_ang: NDArray[np.float64]
+    energy_kcal_mol: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,14 @@ def reference_of(sample: PolymerSample) -> Reference:
         handedness(tables, x_ang)[0],
         covalent_radii_ang(tables.elements),
         vdw_radii_ang(tables.elements),
+        energy_per_atom(tables, x_ang),
     )
+
+
+def energy_per_atom(tables: ChainTables, x_ang: NDArray[np.float64]) -> float:
+    """Median over the first conformations (G, H, 3), kcal/mol: one atom on top of another would rule a mean."""
+    num_atoms = tables.num_heavy_atoms + int(chain_hydrogens(tables.topology, tables.num_units).sum())
+    return float(np.median(chain_energies(tables, x_ang[:MAX_ENERGIES]))) / num_atoms
 
 
 def link_counts(tables: ChainTables, x_ang: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -142,6 +152,7 @@ def measure(reference: Reference, attempts: Attempts, *, against_reference: bool
     values = {**_absolute(reference, x_ang, bond_error), **_junctions(tables, x_ang, attempts.shapes_ang)}
     if against_reference:
         values |= _relative(reference, x_ang, links)
+        values["mmff_energy_error_kcal_mol"] = abs(values["mmff_energy_per_atom_kcal_mol"] - reference.energy_kcal_mol)
     share = len(x_ang) / attempts.num_attempted
     values = {name: value * share if METRICS[name].failures == "zero" else value for name, value in values.items()}
     known = bond_error[np.isfinite(bond_error)]
@@ -176,6 +187,7 @@ def _absolute(reference: Reference, x_ang: NDArray[np.float64], bond_error: NDAr
         "connectivity_exact_fraction": _mean(wrong.sum(1) == 0),
         "connectivity_wrong_fraction": _mean(wrong.sum(1) / len(tables.bonds)),
         "chirality_kept_fraction": _mean(kept),
+        "mmff_energy_per_atom_kcal_mol": energy_per_atom(tables, x_ang),
     }
 
 

@@ -69,6 +69,10 @@ METRICS: dict[str, Metric] = {
         "zero",
     ),
     "connectivity_wrong_fraction": Metric("fraction", "bonds missing or too many when read from distances / true bonds"),
+    "mmff_energy_per_atom_kcal_mol": Metric(
+        "kcal/mol", "median MMFF94s energy in vacuum / atoms, hydrogens placed by RDKit, of the first conformations", "reference"
+    ),
+    "mmff_energy_error_kcal_mol": Metric("kcal/mol", "|mmff_energy_per_atom - that of the references|"),
     "chirality_kept_fraction": Metric("fraction", "stereocentres with the handedness asked for, of all attempted", "high", "zero"),
 }
 

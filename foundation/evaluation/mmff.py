@@ -1,4 +1,4 @@
-"""Equilibrium bond lengths and angles of MMFF94 for every bond and angle of a chain, from a short oligomer.
+"""What MMFF94 says of a chain: equilibrium bond lengths and angles, from a short oligomer, and energies of whole conformations.
 
 A chain of four units holds every bond and angle that a longer one has, so typing does not grow with the chain.
 """
@@ -15,8 +15,11 @@ from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers
 
 from data_shards.chem.chain import chain_mol
+from data_shards.conformers.dynamics import chain_energy_kcal_mol
+from data_shards.errors import PolymerError
 from data_shards.schema import TopologyKey, atom_owners, chain_bonds
 from foundation.evaluation.chains import ChainTables, angle_triples
+from foundation.sampling.writers import conformation_mol
 
 OLIGOMER_UNITS = 4  # first, inner, the one before the last, last
 
@@ -57,6 +60,25 @@ def equilibrium(tables: ChainTables) -> Equilibrium:
     i, centre, k = (tables.angles + shift[unit[tables.angles[:, 1:2]]]).T
     angle = _look_up((angles[:, 0] * size + angles[:, 1]) * size + angles[:, 2], angle_deg, (i * size + centre) * size + k)
     return Equilibrium(bond, angle)
+
+
+def chain_energies(tables: ChainTables, x_ang: NDArray[np.float64]) -> NDArray[np.float64]:
+    """MMFF94s energies of conformations in vacuum, kcal/mol.
+
+    Args:
+        tables: of the chain.
+        x_ang: (G, H, 3) heavy atoms; hydrogens are placed by RDKit on all of them, also where a file has its own: one rule for all methods.
+
+    Returns:
+        (G,); NaN where the force field lacks a type.
+    """
+    mol = chain_mol(tables.topology, tables.num_units)
+    whole = np.stack([conformation_mol(mol, x, hydrogens=True).GetConformer().GetPositions() for x in x_ang])
+    heavy = x_ang.shape[1]
+    try:
+        return chain_energy_kcal_mol(tables.topology, tables.num_units, whole[:, :heavy], whole[:, heavy:])
+    except PolymerError:
+        return np.full(len(x_ang), np.nan)
 
 
 def _look_up(keys: NDArray[np.int64], values: NDArray[np.float64], wanted: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -657,3 +657,40 @@ def test_help_is_quick(name: str) -> None:
     # Processor time, so that a busy machine does not fail the test; on an idle one it is the time a user waits.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
     assert "--dry-run" in done.stdout
+
+
+@pytest.mark.slow
+def test_memory_does_not_follow_the_rows(tmp_path: Path) -> None:
+    """Thirty times the rows, all but a few of them refused: the driver's peak stays where it is."""
+    peaks = []
+    for count in (3_000, 90_000):
+        table = tmp_path / f"{count}.csv"
+        table.write_text("\n".join(["psmiles", "*CC*", "*CCO*", *(f"*C{'C' * (k % 50)}" for k in range(count))]) + "\n")
+        out = tmp_path / str(count)
+        words = [sys.executable, "-m", "data_shards.build", "--input", str(table), "--out", str(out), *SIZE]
+        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+        peaks.append(json.loads((out / "build.json").read_text())["driver_peak_mib"])
+        assert open_shards(out).manifest.funnel.attempted == count + 2
+    assert peaks[1] < peaks[0] + 20, peaks  # a row held in memory would cost half a kibibyte: 42 MiB
+
+
+def test_the_manifest_is_written_from_constant_memory() -> None:
+    """Two hundred shards of a thousand samples pass through one at a time."""
+    import tracemalloc
+    from collections.abc import Iterator
+
+    from data_shards.manifest import SampleEntry, ShardEntry, manifest_lines
+
+    def shards(count: int) -> Iterator[ShardEntry]:
+        for number in range(count):
+            samples = tuple(SampleEntry(f"{k:024d}", "*CC(*)c1ccccc1", "g", k, 1, 10, 10, 1, "x") for k in range(1000))
+            yield ShardEntry(f"train-{number:06d}.tar", 1000, 10, "0" * 64, samples)
+
+    peaks = []
+    for count in (2, 60):
+        tracemalloc.start()
+        for _ in manifest_lines({"schema_version": 1}, {"train": shards(count)}):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]

@@ -356,3 +356,37 @@ def test_junction_residual_sees_a_shape_that_does_not_fit() -> None:
     found = measure(reference_of(sample), Attempts(x_ang, (), other)).values
     assert found["junction_head_residual_ang"] == pytest.approx(0.1 * 1.5, rel=0.1)
     assert found["junction_tail_residual_ang"] < 1e-6
+
+
+def test_energies_are_those_of_the_force_field() -> None:
+    """Against RDKit's own MMFF94s of the same molecule, hydrogens placed alike; a chain on top of itself is worse."""
+    from rdkit import Chem
+    from rdkit.Chem import rdForceFieldHelpers
+
+    from data_shards.chem.chain import chain_mol
+    from foundation.sampling.writers import conformation_mol
+
+    sample = grown_sample("*CC(*)c1ccccc1")
+    reference = reference_of(sample)
+    x_ang = sample.heavy_ang.astype(np.float64)
+    expected = []
+    for x in x_ang[:8]:
+        mol = Chem.Mol(conformation_mol(chain_mol(sample.topology, sample.num_units), x, hydrogens=True))
+        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
+        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties, nonBondedThresh=1e6)
+        expected.append(field.CalcEnergy() / mol.GetNumAtoms())
+    assert reference.energy_kcal_mol == pytest.approx(np.median(expected), rel=1e-4)
+    same = measure(reference, Attempts(x_ang)).values
+    assert same["mmff_energy_error_kcal_mol"] == pytest.approx(0, abs=1e-9)
+    squeezed = measure(reference, Attempts(0.9 * x_ang)).values
+    assert squeezed["mmff_energy_error_kcal_mol"] > 1
+    assert squeezed["mmff_energy_per_atom_kcal_mol"] > reference.energy_kcal_mol
+
+
+def test_a_polymer_without_a_force_field_has_no_energy() -> None:
+    sample = grown_sample("*C[Sn](*)(C)C")
+    reference = reference_of(sample)
+    assert np.isnan(reference.energy_kcal_mol)
+    values = measure(reference, Attempts(sample.heavy_ang.astype(np.float64))).values
+    assert "mmff_energy_per_atom_kcal_mol" not in values
+    assert "mmff_energy_error_kcal_mol" not in values
