@@ -73,12 +73,26 @@ def chain_energies(tables: ChainTables, x_ang: NDArray[np.float64]) -> NDArray[n
         (G,); NaN where the force field lacks a type.
     """
     mol = chain_mol(tables.topology, tables.num_units)
+    x_ang = _turned(x_ang)
     whole = np.stack([conformation_mol(mol, x, hydrogens=True).GetConformer().GetPositions() for x in x_ang])
     heavy = x_ang.shape[1]
     try:
         return chain_energy_kcal_mol(tables.topology, tables.num_units, whole[:, :heavy], whole[:, heavy:])
     except PolymerError:
         return np.full(len(x_ang), np.nan)
+
+
+def _turned(x_ang: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(G, H, 3) in a frame of their own first atoms: RDKit's choice of a methyl's turn depends on the axes."""
+    axis = x_ang[:, 1] - x_ang[:, 0]
+    other = x_ang - x_ang[:, :1]
+    across = np.cross(axis[:, None], other)
+    third = across[np.arange(len(x_ang)), np.linalg.norm(across, axis=-1).argmax(axis=1)]  # with the atom farthest from the axis
+    first = axis / np.linalg.norm(axis, axis=-1, keepdims=True)
+    normal = third / np.linalg.norm(third, axis=-1, keepdims=True)
+    frame = np.stack([first, np.cross(normal, first), normal], axis=-1)  # world_from_chain
+    turned: NDArray[np.float64] = other @ frame
+    return turned
 
 
 def _look_up(keys: NDArray[np.int64], values: NDArray[np.float64], wanted: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -308,7 +308,7 @@ def test_true_chains_are_whole(styrene: Reference) -> None:
     assert values["bond_within_mmff_fraction"] == 1
     assert values["connectivity_exact_fraction"] == 1
     assert values["clash_rate_per_heavy_atom"] == 0
-    assert values["bond_mae_mmff_ang"] < 0.03
+    assert values["bond_mae_mmff_ang"] < 0.035  # the whole chain relaxed in MMFF94s has 0.029: phenyl groups strain the backbone
     assert values["angle_mae_mmff_deg"] < 5
     assert not any(name.startswith(("rmsd", "smat", "link")) for name in values)
 
@@ -364,13 +364,14 @@ def test_energies_are_those_of_the_force_field() -> None:
     from rdkit.Chem import rdForceFieldHelpers
 
     from data_shards.chem.chain import chain_mol
+    from foundation.evaluation.mmff import _turned
     from foundation.sampling.writers import conformation_mol
 
     sample = grown_sample("*CC(*)c1ccccc1")
     reference = reference_of(sample)
     x_ang = sample.heavy_ang.astype(np.float64)
     expected = []
-    for x in x_ang[:8]:
+    for x in _turned(x_ang[:8]):
         mol = Chem.Mol(conformation_mol(chain_mol(sample.topology, sample.num_units), x, hydrogens=True))
         properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
         field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties, nonBondedThresh=1e6)
