@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from data_shards.chem.psmiles import canonicalise
 from data_shards.chem.repeat_unit import build_unit
 from data_shards.errors import InputError
-from data_shards.sources import read_textbook
+from data_shards.sources import textbook
 from data_shards.sources.check_textbook import app, compare
 
 TABLE = Path(__file__).parents[2] / "data_shards" / "sources" / "textbook.csv"
@@ -49,7 +49,7 @@ def test_bundled_polymers_build(row: dict[str, str]) -> None:
 
 
 def test_source_yields_the_table() -> None:
-    rows = read_textbook()
+    rows = list(textbook().rows())
     assert [row.psmiles for row in rows] == [row["psmiles"] for row in ROWS]
     assert rows[0].labels == {"name": "polyethylene", "class": "polyolefin"}
 
