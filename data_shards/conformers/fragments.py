@@ -43,12 +43,6 @@ class FragmentLibrary:
     junction: JunctionEnsemble
     force_field: str  # MMFF94s or UFF
 
-    @property
-    def bond_lengths_ang(self) -> NDArray[np.float64]:
-        """(F, n, n) distances between the unit's heavy atoms."""
-        lengths: NDArray[np.float64] = np.linalg.norm(self.heavy_ang[:, :, None] - self.heavy_ang[:, None], axis=-1)
-        return lengths
-
 
 def fragment_library(unit: RepeatUnit, *, num_conformers: int = 12, num_thermal: int | None = None, seed: int = 0) -> FragmentLibrary:
     """Build the shapes of a repeat unit and the ensemble of its link dihedral.
