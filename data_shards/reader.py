@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data_shards.errors import InputError, ShardError
 from data_shards.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleEntry, ShardEntry, parse_manifest
 from data_shards.schema import SCHEMA_VERSION, PolymerSample, UnitTopology, chain_hydrogens
-from data_shards.store import CHECK, StoredFile, check_bucket, open_address, shown, storage_errors, with_patience
+from data_shards.store import CHECK, StoredFile, check_bucket, open_address, storage_errors, with_patience
 from data_shards.writer import TOPOLOGY_ARRAYS
 
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OSError, RecursionError, zipfile.BadZipFile)
@@ -198,28 +198,29 @@ class ShardSet:
 
     def names(self) -> list[str]:
         """Files that lie there, whether the manifest lists them or not."""
-        with storage_errors(self.path, CHECK, ShardError):
+        with storage_errors(self.path, CHECK):
             return sorted(_sizes(self._here, self._root))
 
     def read_file(self, name: str) -> bytes:
         """A file beside the shards."""
-        with storage_errors(self.path, CHECK, ShardError):
+        with storage_errors(self.path, CHECK):
             return bytes(self._here.cat_file(self._inside(name)))
 
     def open_binary(self, shard: ShardEntry | str) -> Any:
         """The shard as an open binary file."""
         where = self._inside(shard)
-        with storage_errors(self.path, CHECK, ShardError):
+        with storage_errors(self.path, CHECK):
             return StoredFile(self._here, where, self.path) if self.is_remote else self._fs.open(where, "rb")
 
     def read(self, entry: SampleEntry) -> PolymerSample:
         """One sample by its byte range; the rest of the shard is not touched.
 
         Raises:
-            ShardError: the shard is gone, shorter than the manifest says, holds something else there, or its store cannot be reached.
+            ShardError: the shard is gone, shorter than the manifest says, or holds something else there.
+            InputError: the store cannot be reached.
         """
         where = self._inside(entry.shard)
-        with storage_errors(where, CHECK, ShardError):
+        with storage_errors(where, CHECK):
             try:
                 blob = self._range(where, entry.offset, entry.offset + entry.length)
             except FileNotFoundError:
@@ -258,18 +259,16 @@ def open_shards(path: str | Path) -> ShardSet:
         path: folder, local or any fsspec address (``s3://bucket/shards``).
 
     Raises:
-        ShardError: no folder, no manifest, another schema, or a shard that is missing or of another size.
+        ShardError: no folder, no manifest, another schema, a shard that is missing or of another size, or a store that cannot be reached.
     """
     address = str(path)
-    with storage_errors(address, CHECK, ShardError):
-        try:
+    try:
+        with storage_errors(address, CHECK):
             fs, root = open_address(address)
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise ShardError(f"{shown(address)} cannot be opened ({error})") from None
-        manifest = _read_manifest(fs, root, address)
-        sizes = _sizes(fs, root)
+            manifest = _read_manifest(fs, root, address)
+            sizes = _sizes(fs, root)
+    except InputError as error:
+        raise error if isinstance(error, ShardError) else ShardError(str(error)) from None
     for _, shard in manifest.shards():
         if shard.name not in sizes:
             raise ShardError(f"{root}/{shard.name} is missing though the manifest lists it; copy it again or rebuild the shards")

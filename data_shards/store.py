@@ -157,7 +157,7 @@ class Bucket:
 
 
 class StoredFile(io.RawIOBase):
-    """A file of an object store, read from the start. A connection that fails is tried again; what still fails is one sentence."""
+    """A file of an object store, to be read. A connection that fails is tried again; what still fails is one sentence."""
 
     def __init__(self, fs: Any, where: str, address: str) -> None:
         super().__init__()
@@ -166,6 +166,12 @@ class StoredFile(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
         with storage_errors(self._address, CHECK):
@@ -212,7 +218,10 @@ def open_address(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get(scheme, {}):
         options["config_kwargs"] = {"retries": RETRIES}
-    fs, root = fsspec.core.url_to_fs(url, **options)
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except ValueError as error:  # no such protocol
+        raise InputError(f"{shown(url)} cannot be opened ({shown(str(error))}); {CHECK}") from None
     if scheme in ("s3", "s3a"):
         fs.retries = 1  # s3fs repeats what botocore has repeated: a server that hangs would take minutes
     return fs, str(root).rstrip("/")
@@ -248,7 +257,7 @@ def shown(text: str) -> str:
 
 
 @contextmanager
-def storage_errors(address: str, fix: str, kind: type[InputError] = InputError) -> Iterator[None]:
+def storage_errors(address: str, fix: str) -> Iterator[None]:
     """Whatever a storage library raises, as one sentence without secrets."""
     try:
         yield
@@ -256,10 +265,10 @@ def storage_errors(address: str, fix: str, kind: type[InputError] = InputError) 
         raise
     except ImportError as error:
         extra = "pip install 'polymer-foundation[s3]'" if "s3fs" in str(error) else "install it"
-        raise kind(f"{shown(address)} cannot be opened: a package is missing ({error}); {extra}") from None
+        raise InputError(f"{shown(address)} cannot be opened: a package is missing ({error}); {extra}") from None
     except Exception as error:  # each storage library has a family of its own
         why = shown(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise kind(f"{shown(address)} cannot be used ({why}); {fix}") from None
+        raise InputError(f"{shown(address)} cannot be used ({why}); {fix}") from None
 
 
 def with_patience(action: Callable[[], T]) -> T:
