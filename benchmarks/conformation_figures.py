@@ -106,7 +106,7 @@ def _polyethylene(found: dict[str, Any], folder: Path) -> None:
     left.set_ylim(0, None)
     left.legend(fontsize=8)
     bars = [
-        ("model, energies of\nAbe et al. 1966", found["polyethylene_torsions"]["abe_jernigan_flory"], GREY),
+        ("model, energies\nof 1966", found["polyethylene_torsions"]["abe_jernigan_flory"], GREY),
         ("model, energies\nof MMFF94s", found["polyethylene_torsions"]["mmff94s"], GREY),
         ("grow", row["torsions_grow"], ORANGE),
     ]

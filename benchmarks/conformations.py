@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 TEMPERATURE_KELVIN = 413.0
 FRAME_PS = 1.0
-GROWN_CHAINS = 400
+GROWN_CHAINS = 100
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ FETTERS = "Fetters et al., Macromolecules 27 (1994) 4639, from <R^2>/M with C-C 
 FLORY = "Flory, Statistical Mechanics of Chain Molecules (1969), table II-1"
 HOT = 900.0  # chains are cooled from here, where they forget how they were grown; the torsions of the slow ones freeze on the way
 POLYMERS = (
-    Polymer("polyethylene", "*C*", 100, 8, 20, 20, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}", anneal_kelvin=HOT),
-    Polymer("polyethylene, ideal", "*C*", 100, 8, 20, 20, (6.7, 7.5), "as polyethylene", far_repulsion=False, anneal_kelvin=HOT),
+    Polymer("polyethylene", "*C*", 100, 5, 20, 20, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}", anneal_kelvin=HOT),
+    Polymer("polyethylene, ideal", "*C*", 100, 5, 20, 20, (6.7, 7.5), "as polyethylene", far_repulsion=False, anneal_kelvin=HOT),
     Polymer(
-        "poly(ethylene oxide)", "*CCO*", 33, 8, 20, 20, (4.0, 5.5), f"5.5 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}", anneal_kelvin=HOT
+        "poly(ethylene oxide)", "*CCO*", 33, 4, 20, 20, (4.0, 5.5), f"5.5 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}", anneal_kelvin=HOT
     ),
     Polymer("polydimethylsiloxane", "*O[Si](*)(C)C", 40, 8, 10, 20, (5.8, 6.4), f"5.8 at 298 K: {FETTERS}; 6.2 to 6.4 at 293 K: {FLORY}"),
     Polymer("polypropylene, atactic", "*CC(*)C", 40, 4, 40, 10, (5.5, 6.0), f"6.0: {FETTERS}; 5.5 at 408 K: {FLORY}", anneal_kelvin=HOT),

