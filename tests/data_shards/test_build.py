@@ -378,7 +378,7 @@ def test_an_address_gets_the_same_bytes(
         assert command(build.app, "--input", table, "--out", "memory://bucket/built", "--limit", 1, "--overwrite", *SIZE) == 0
         assert open_shards("memory://bucket/built").manifest.funnel.kept == 1
         assert command(build.app, "--input", table, "--out", "nosuch://bucket/built", *SIZE) == 2
-        assert "nosuch://bucket/built cannot be used" in capsys.readouterr().err
+        assert "nosuch://bucket/built cannot be opened (Protocol not known: nosuch)" in capsys.readouterr().err
     finally:
         memory.rm("/bucket", recursive=True)
 
