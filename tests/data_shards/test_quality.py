@@ -223,10 +223,10 @@ def test_a_hydrogen_bond_is_no_clash() -> None:
     for length, clashes in ((1.6, 0), (1.4, 1)):
         x, h = heavy.copy(), hydrogen.copy()
         away = np.array([500.0, 0.0, 0.0])  # an oxygen and its hydrogen far from all others, the last oxygen beside that hydrogen
-        x[first], h[place[first]] = away, [*away, 0.96, 0.0, 0.0]
-        x[second] = [*away, 0.96 + length, 0.0, 0.0]
+        x[first], h[place[first]] = away, away + np.array([0.96, 0.0, 0.0])
+        x[second] = away + np.array([0.96 + length, 0.0, 0.0])
         report = check_chain(unit.topology, 12, x, h)
         assert report.num_clashes == clashes, length
     strict = QualityLimits(hydrogen_bond_ang=5.0)
-    x[second] = [*away, 0.96 + 1.6, 0.0, 0.0]
+    x[second] = away + np.array([0.96 + 1.6, 0.0, 0.0])
     assert check_chain(unit.topology, 12, x, h, limits=strict).num_clashes == 1

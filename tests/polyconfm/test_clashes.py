@@ -75,8 +75,8 @@ def test_a_round_never_adds_a_clash_and_whole_chains_are_left_alone() -> None:
 
 def test_neighbours_part_at_once_where_a_draw_allows_it() -> None:
     links = batch_of(CHAINS).link_dihedral_rad
-    bad = (2 * torch.rand(3, len(links), generator=rng(1)) - 1) * math.pi
-    assert sum(clashes_of(bad[0], 1)) >= 4
+    bad = (2 * torch.rand(3, len(links), generator=rng(6)) - 1) * math.pi
+    assert min(sum(clashes_of(draw, 1)) for draw in bad) >= 3, "no draw is good as it stands"
     phi = untangled(torch.cat([bad, links[None]]), 1).angles_rad
     assert sum(clashes_of(phi, 1)) <= 1, "one pivot move may bring a pair back"
     assert (phi[None] == bad).any(0).sum() > 60, "good draws are kept"
