@@ -24,6 +24,7 @@ from data_shards.schema import UnitTopology, unit_slots
 MAX_UNIT_ATOMS = 150
 REFERENCE_SEED = 20_240_229
 NUM_REFERENCES = 4
+NUM_REFERENCES_LARGE, LARGE_HEAVY_ATOMS = 2, 40  # distance geometry grows with the cube of the size
 NUM_REFERENCES_STEREO = 8  # where relations between several open centres have to be found
 MAX_DIASTEREOMERS = 4  # mirror images not counted
 MIN_FRAME_SIN = 0.2
@@ -163,7 +164,8 @@ def _reference(capped: CappedUnit, psmiles: str) -> tuple[NDArray[np.float64], N
     topology = capped.topology
     fixed = topology.stereo_specified
     related = len(fixed) > 1 and not fixed.all()
-    x_ang = embed_heavy(capped.with_signs(fixed), NUM_REFERENCES_STEREO if related else NUM_REFERENCES, REFERENCE_SEED)
+    count = NUM_REFERENCES if topology.num_atoms <= LARGE_HEAVY_ATOMS else NUM_REFERENCES_LARGE
+    x_ang = embed_heavy(capped.with_signs(fixed), NUM_REFERENCES_STEREO if related else count, REFERENCE_SEED)
     if not len(x_ang):
         raise PolymerError(
             psmiles, "no-conformer", "no three-dimensional shape of the repeat unit could be embedded; check its rings and stereo marks"

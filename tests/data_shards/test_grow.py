@@ -350,7 +350,7 @@ def test_walkers_count_what_rdkit_counts(psmiles: str) -> None:
         for start, walk, energies in zip(x, states, raised, strict=True):
             lowest = field.CalcEnergy(start.ravel().tolist())
             for state, energy in zip(walk, energies, strict=True):
-                assert energy == pytest.approx(field.CalcEnergy(state.ravel().tolist()) - lowest, rel=1e-7, abs=1e-5)
+                assert energy == pytest.approx(field.CalcEnergy(state.ravel().tolist()) - lowest, rel=1e-5, abs=1e-3)
     assert 0 < np.abs(raised).max() < 250.0  # of the walk that was bounded
 
 
@@ -363,4 +363,4 @@ def test_all_walkers_turn_as_one_does() -> None:
     for part, rotor in zip(thermal._turnings(parameters, turning), turning, strict=True):
         turned = thermal._turn_all(unit.reference_ang, part, angles)
         for x, start, angle in zip(turned, unit.reference_ang, angles, strict=True):
-            np.testing.assert_allclose(x, turn(start, *rotor, float(angle)), atol=1e-10)
+            np.testing.assert_allclose(x, turn(start, *rotor, float(angle))[part.moved], atol=1e-10)
