@@ -16,7 +16,7 @@ JUMPS_RAD = np.deg2rad([120.0, -120.0, 180.0])  # from one rotamer to another
 JUMP_SHARE = 0.25
 STEPS_PER_SAMPLE = 25
 EYE = np.eye(3)
-NEAR, WELL = np.float32([1.07, 0.07]), np.float32([1.12, 0.12])  # of MMFF94's buffered 14-7
+NEAR, WELL = np.array([[1.07, 0.07], [1.12, 0.12]], dtype=np.float32)  # of MMFF94's buffered 14-7
 ZERO, MINUS_TWO = np.float32(0.0), np.float32(-2.0)
 CROSS = np.cross(np.eye(3)[:, None], np.eye(3)[None]).reshape(3, 9)  # v @ (axis @ CROSS) is axis x v
 
