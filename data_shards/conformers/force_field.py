@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms
 
 MAX_RELAX_ITERATIONS = 120
@@ -39,13 +39,12 @@ class ForceField:
 
 def force_field(mol: Chem.Mol) -> ForceField | None:
     """MMFF94s where it types every atom, else UFF, else None."""
-    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
-    if properties is not None:
-        properties.SetMMFFEleTerm(False)
-        return ForceField("MMFF94s", mol, properties)
-    if rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
-        return ForceField("UFF", mol, None)
-    return None
+    with rdBase.BlockLogs():  # UFF names every atom that it does not know; the caller says what that means
+        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
+        if properties is not None:
+            properties.SetMMFFEleTerm(False)
+            return ForceField("MMFF94s", mol, properties)
+        return ForceField("UFF", mol, None) if rdForceFieldHelpers.UFFHasAllMoleculeParams(mol) else None
 
 
 def with_positions(mol: Chem.Mol, x_ang: NDArray[np.float64]) -> Chem.Mol:
