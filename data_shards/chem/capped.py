@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdDistGeom
 
 from data_shards.chem.oligomer import Piece, close_over, cut_out, heavy_chain
@@ -127,7 +127,8 @@ def embed(mol: Chem.Mol, count: int, seed: int) -> list[int]:
                 return []
             for bond in doubles:
                 bond.SetStereo(Chem.BondStereo.STEREONONE)
-        found = list(rdDistGeom.EmbedMultipleConfs(mol, count, params))
+        with rdBase.BlockLogs():  # UFF names every atom whose radius it does not know
+            found = list(rdDistGeom.EmbedMultipleConfs(mol, count, params))
         if found:
             return found
     return []
