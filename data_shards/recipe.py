@@ -44,6 +44,7 @@ class MdSettings(BaseModel):
     anneal_kelvin: float = Field(600.0, gt=0, le=1_000, description="a chain is cooled from here to its temperature, unless that is higher")
     anneal_ps: float = Field(2.0, ge=0, le=100_000, description="how long that takes; 0: not at all")
     run_ps: float = Field(3.0, gt=0, le=1_000_000, description="run at the temperature before the first conformation of a chain is taken")
+    torsion_moves_per_ps: float = Field(0.0, ge=0, le=1e6, description="Metropolis turns of rotatable bonds tried per ps, cooling included")
     max_spacing_ps: float = Field(0.0, ge=0, description="a chain gives more conformations, two autocorrelation times apart, up to this")
     platform: Literal["CPU", "Reference", "CUDA", "OpenCL", "auto"] = Field(
         "CPU", description="of OpenMM; CPU and Reference give the same bits again; auto: the fastest there is"

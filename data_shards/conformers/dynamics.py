@@ -4,7 +4,8 @@ Sampling grows a chain, minimises it, cools it from a higher temperature and run
 processor runs in a minute is short against the memory of a chain, so by default every conformation comes from a chain grown afresh:
 conformations are independent, and the run in front of each lets bonds, angles, contacts and the faster torsions forget how they were
 built. A run that is long against its own memory may give several conformations, two autocorrelation times apart. The report says which
-it was, and how long the memory is.
+it was, and how long the memory is. Metropolis moves of torsions (torsion_moves.py) may be mixed in: they cross barriers that the run does
+not.
 
 Nothing is constrained. Hydrogens weigh 4 Da so that a step of 2 fs conserves energy; classical populations do not depend on masses.
 
@@ -35,6 +36,7 @@ from data_shards.conformers.statistics import (
     radius_of_gyration_ang,
     torsions_rad,
 )
+from data_shards.conformers.torsion_moves import TorsionMoves
 from data_shards.errors import InputError, PolymerError
 from data_shards.recipe import MdSettings
 from data_shards.schema import BOND_DOUBLE, UnitTopology, chain_bonds, chain_hydrogens, unit_slots
@@ -260,6 +262,7 @@ def sample_chain(
         "spacing_ps": spacing_ps,
         "runs": times,
         "broken": broken,
+        "torsion_moves": {"tried": run.moves_tried, "taken": run.moves_taken},
     }
     return GrownChain(x_ang[:, : checks.heavy], x_ang[:, checks.heavy :], grown.handedness, info, np.array(energies))
 
@@ -282,6 +285,9 @@ class Run:
         self.simulation = Simulation(topology, num_units, environment, settings.platform, integrator, settings.hydrogen_mass_da)
         self.every = max(1, round(settings.run_ps * 1000 / settings.timestep_fs / FRAMES_PER_RUN))  # steps between frames
         self.frame_ps = self.every * settings.timestep_fs / 1000
+        self.moves = TorsionMoves.of_chain(topology, num_units) if settings.torsion_moves_per_ps else None
+        self.moves_tried = self.moves_taken = 0
+        self.moves_owed = 0.0  # a frame may be worth less than one
         self.sizes: list[list[float]] = []
         self.torsions: list[NDArray[np.float64]] = []
 
@@ -301,8 +307,19 @@ class Run:
         simulation.context.setVelocitiesToTemperature(float(first), self._seed())
         for kelvin in stages.tolist():
             simulation.integrator.setTemperature(kelvin)
-            self._step(steps)
+            if self._step(steps):
+                self._turn(steps * settings.timestep_fs / 1000, kelvin)
         simulation.integrator.setTemperature(settings.temperature_kelvin)
+
+    def _turn(self, length_ps: float, kelvin: float) -> None:
+        """The torsion moves that a stretch of dynamics is worth."""
+        if self.moves is None:
+            return
+        self.moves_owed += length_ps * self.settings.torsion_moves_per_ps
+        trials = int(self.moves_owed)
+        self.moves_owed -= trials
+        self.moves_taken += self.moves.run(self.simulation, trials, kelvin, self.seeds)
+        self.moves_tried += trials
 
     def _step(self, steps: int) -> bool:
         """False where coordinates are lost."""
@@ -318,9 +335,10 @@ class Run:
         for _ in range(frames):
             if not self._step(self.every):
                 return frames * self.frame_ps, "not-finite"
-            x_ang = self.simulation.positions_ang()
-            if not np.isfinite(x_ang).all():
+            if not np.isfinite(self.simulation.positions_ang()).all():
                 return frames * self.frame_ps, "not-finite"
+            self._turn(self.frame_ps, self.settings.temperature_kelvin)
+            x_ang = self.simulation.positions_ang()
             backbone_ang = x_ang[self.path]
             angles = torsions_rad(backbone_ang)
             size = float(radius_of_gyration_ang(x_ang, self.simulation.masses_da))
