@@ -24,6 +24,7 @@ import typer
 from numpy.typing import NDArray
 
 TEMPERATURE_KELVIN = 413.0
+TORSION_MOVES_PER_PS = 2000.0
 FRAME_PS = 1.0
 GROWN_CHAINS = 100
 
@@ -35,41 +36,33 @@ class Polymer:
     name: str
     psmiles: str
     num_units: int
-    num_chains: int
-    anneal_ps: float
-    run_ps: float
     literature: tuple[float, float]  # characteristic ratio at infinite length, lowest and highest
     source: str
     far_repulsion: bool = True
     tacticity: str = "atactic"
-    anneal_kelvin: float = 600.0
+    anneal_kelvin: float = 900.0  # chains are cooled from here, where they forget how they were grown
+    anneal_ps: float = 4.0
+    run_ps: float = 8.0
+    num_chains: int = 8
 
 
 FETTERS = "Fetters et al., Macromolecules 27 (1994) 4639, from <R^2>/M with C-C 1.53, C-O 1.43, Si-O 1.64 angstrom"
 FLORY = "Flory, Statistical Mechanics of Chain Molecules (1969), table II-1"
-HOT = 900.0  # chains are cooled from here, where they forget how they were grown; the torsions of the slow ones freeze on the way
 POLYMERS = (
-    Polymer("polyethylene", "*C*", 100, 5, 20, 20, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}", anneal_kelvin=HOT),
-    Polymer("polyethylene, ideal", "*C*", 100, 5, 20, 20, (6.7, 7.5), "as polyethylene", far_repulsion=False, anneal_kelvin=HOT),
+    Polymer("polyethylene", "*C*", 100, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}"),
+    Polymer("polyethylene, ideal", "*C*", 100, (6.7, 7.5), "as polyethylene", far_repulsion=False),
+    Polymer("poly(ethylene oxide)", "*CCO*", 33, (4.0, 5.5), f"5.5 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}"),
     Polymer(
-        "poly(ethylene oxide)", "*CCO*", 33, 4, 20, 20, (4.0, 5.5), f"5.5 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}", anneal_kelvin=HOT
-    ),
-    Polymer("polydimethylsiloxane", "*O[Si](*)(C)C", 40, 8, 10, 20, (5.8, 6.4), f"5.8 at 298 K: {FETTERS}; 6.2 to 6.4 at 293 K: {FLORY}"),
-    Polymer("polypropylene, atactic", "*CC(*)C", 40, 4, 40, 10, (5.5, 6.0), f"6.0: {FETTERS}; 5.5 at 408 K: {FLORY}", anneal_kelvin=HOT),
-    Polymer(
-        "polystyrene, atactic", "*CC(*)c1ccccc1", 25, 4, 40, 10, (9.6, 10.0), f"9.6 at 413 K: {FETTERS}; 10.0: {FLORY}", anneal_kelvin=HOT
-    ),
-    Polymer(
-        "poly(methyl methacrylate), atactic",
-        "*CC(*)(C)C(=O)OC",
-        25,
-        4,
+        "polydimethylsiloxane",
+        "*O[Si](*)(C)C",
         40,
-        10,
-        (6.9, 9.1),
-        f"9.1 at 413 K: {FETTERS}; 6.9: {FLORY}",
-        anneal_kelvin=HOT,
+        (5.8, 6.4),
+        f"5.8 at 298 K: {FETTERS}; 6.2 to 6.4 at 293 K: {FLORY}",
+        anneal_kelvin=600.0,
     ),
+    Polymer("polypropylene, atactic", "*CC(*)C", 40, (5.5, 6.0), f"6.0: {FETTERS}; 5.5 at 408 K: {FLORY}"),
+    Polymer("polystyrene, atactic", "*CC(*)c1ccccc1", 25, (9.6, 10.0), f"9.6 at 413 K: {FETTERS}; 10.0: {FLORY}"),
+    Polymer("poly(methyl methacrylate), atactic", "*CC(*)(C)C(=O)OC", 25, (6.9, 9.1), f"9.1 at 413 K: {FETTERS}; 6.9: {FLORY}"),
 )
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -116,6 +109,7 @@ def run_chain(polymer: Polymer, number: int) -> dict[str, NDArray[Any]]:
         anneal_ps=polymer.anneal_ps,
         run_ps=polymer.run_ps,
         far_repulsion=polymer.far_repulsion,
+        torsion_moves_per_ps=TORSION_MOVES_PER_PS,
     )
     unit = build_unit(polymer.psmiles)
     before = time.process_time()
@@ -135,6 +129,7 @@ def run_chain(polymer: Polymer, number: int) -> dict[str, NDArray[Any]]:
         "handedness": grown.handedness,
         "torsions_ps": np.array(memory["torsions_ps"]),
         "torsions": np.array(run.torsions, dtype=np.float32),
+        "moves": np.array([run.moves_tried, run.moves_taken]),
         "cpu_sec": np.array(time.process_time() - before),
     }
 
