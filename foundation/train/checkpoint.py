@@ -82,9 +82,7 @@ def newest_good(run: Path, mirror: Mirror | None, check: Check) -> Path | None:
     damaged: list[tuple[Path | None, CheckpointError]] = []
     for name in sorted({*here, *there}, key=lambda name: step_of(name) or 0, reverse=True):
         final, fetching = run / FOLDER / name, run / FOLDER / f".{name}.fetching"
-        for source in (None, mirror):
-            if name not in (here if source is None else there):
-                continue
+        for source in [*([None] if name in here else []), *([mirror] if name in there else [])]:
             try:
                 state = _verified(final) if source is None else _fetched(source, name, fetching)
             except CheckpointError as error:
@@ -96,9 +94,8 @@ def newest_good(run: Path, mirror: Mirror | None, check: Check) -> Path | None:
                 shutil.rmtree(fetching, ignore_errors=True)
                 raise
             for folder, problem in damaged:
-                log.warning("%s", problem)
-                if folder is not None:
-                    log.warning("it is now %s; the run goes on from %s", _put_aside(folder), name)
+                moved = f", the damaged checkpoint is now {_put_aside(folder).name}" if folder is not None else ""
+                log.warning("%s; the run goes on from %s%s", problem, name, moved)
             if source is not None:
                 os.replace(fetching, final)
                 snapshot.flush(final.parent)
