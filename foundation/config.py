@@ -72,6 +72,8 @@ class TrainConfig(Strict):
     def _relations(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must both be in [0, 1); set train.betas=[0.9,0.95]")
+        if self.checkpoint_store is not None and "://" not in self.checkpoint_store:
+            raise ValueError(f"checkpoint_store {self.checkpoint_store!r} is no address; write s3://bucket/prefix, or file:///folder")
         if self.keep_every % self.checkpoint_every:
             near = -(-self.keep_every // self.checkpoint_every) * self.checkpoint_every
             raise ValueError(

@@ -11,11 +11,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, InputError
 from foundation.train import snapshot
 from foundation.train.mirror import Mirror, is_address
 from foundation.train.snapshot import AVERAGE, DAMAGED, FOLDER, MARKER, MODEL, OPTIMIZER, TrainState, committed, read_state, step_of, verify
@@ -91,7 +91,7 @@ def newest_good(run: Path, mirror: Mirror | None, check: Check) -> Path | None:
             try:
                 check(state)
             except CheckpointError:
-                shutil.rmtree(fetching, ignore_errors=True)
+                _discard(fetching)
                 raise
             for folder, problem in damaged:
                 moved = f", the damaged checkpoint is now {_put_aside(folder).name}" if folder is not None else ""
@@ -115,9 +115,16 @@ def _fetched(mirror: Mirror, name: str, folder: Path) -> TrainState:
     try:
         mirror.download(name, folder)
         return read_state(folder)
-    except CheckpointError:
-        shutil.rmtree(folder, ignore_errors=True)
+    except InputError:
+        _discard(folder)
         raise
+
+
+def _discard(folder: Path) -> None:
+    """Remove what was fetched, and the folder around it where it holds nothing else: a run that is refused leaves nothing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _put_aside(folder: Path) -> Path:

@@ -111,6 +111,16 @@ class Mirror:
                     )
             with_patience(lambda: self._fs.put_file(str(folder / MARKER), f"{there}/{MARKER}"))
 
+    def has_copy(self, folder: Path) -> bool:
+        """Whether a committed checkpoint of this machine lies there too, as far as marker and sizes tell."""
+        there = f"{self._root}/{folder.name}"
+        if not self.has(folder.name):
+            return False
+        with storage_errors(self.name, AGAIN):
+            found = {info["name"].rsplit("/", 1)[-1]: info["size"] for info in with_patience(lambda: self._fs.ls(there, detail=True))}
+            same_marker = with_patience(lambda: self._fs.cat_file(f"{there}/{MARKER}")) == (folder / MARKER).read_bytes()
+        return same_marker and all(found.get(path.name) == path.stat().st_size for path in folder.iterdir())
+
     def retain(self, keep_last: int, keep_every: int) -> None:
         """Remove what retention gives up (snapshot.outdated), marker first."""
         steps = [step for name in self.committed() if (step := step_of(name)) is not None]

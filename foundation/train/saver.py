@@ -99,7 +99,7 @@ class Saver:
         settings = self.settings
         mirror = Mirror(settings.checkpoint_store or "")
         self.uploads = Uploads(mirror, settings.keep_last, settings.keep_every)
-        if self.saved is not None and self.saved.name not in mirror.committed():
+        if self.saved is not None and not mirror.has_copy(self.saved):
             self.uploads.offer(self.saved)
 
     def save(self, state: TrainState) -> None:
