@@ -11,32 +11,75 @@ from pathlib import Path
 
 import pytest
 
+from data_shards.console import Resumable
 from foundation.errors import ConfigError
 from foundation.track.tracker import read_metrics
-from foundation.train import checkpoint
+from foundation.train import checkpoint, loop
+from foundation.train.health import StopRequest
 from foundation.train.loop import train
+from foundation.train.snapshot import step_name
 from tests.train.conftest import command, curve, environment, losses, small, torchrun
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 TOLERANCE = 1e-4
-ELASTIC = ("train.num_steps=20", "train.checkpoint_every=4", "train.validate_every=10", "train.micro_batches_per_step=4")
+TWENTY = small("train.num_steps=20", "train.checkpoint_every=1", "train.keep_last=20", "train.validate_every=10")
+ELASTIC = ("train.num_steps=10", "train.checkpoint_every=2", "train.validate_every=5", "train.micro_batches_per_step=4")
 
 
-def test_resumed_after_every_step_of_twenty_a_run_ends_as_the_uninterrupted_one(shards: str, tmp_path: Path) -> None:
-    """Bit for bit, on one rank: every k of the twenty, each in a run folder that knows nothing of what came after step k."""
-    config = small("train.num_steps=20", "train.checkpoint_every=1", "train.keep_last=20", "train.validate_every=10")
-    whole = tmp_path / "whole"
-    train(config, whole, shards)
-    expected = losses(whole)
-    assert len({loss for _, loss, _ in expected}) == 20
-    ends = {name: (whole / "checkpoints" / "step-00000020" / name).read_bytes() for name in TENSORS}
+class AskedAlready(StopRequest):
+    """A signal that came before the first step: the run makes one step, commits it and stops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = True
+
+
+@pytest.fixture(scope="module")
+def twenty(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty uninterrupted steps, every checkpoint kept."""
+    out = tmp_path_factory.mktemp("twenty") / "run"
+    train(TWENTY, out, shards)
+    assert len({loss for _, loss, _ in losses(out)}) == 20
+    return out
+
+
+def after(run: Path, step: int, out: Path) -> Path:
+    """The run folder as a run that was lost after a step leaves it."""
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("step-*"))
+    shutil.copytree(run / "checkpoints" / step_name(step), out / "checkpoints" / step_name(step))
+    return out
+
+
+def tensors(run: Path, step: int) -> dict[str, bytes]:
+    return {name: (run / "checkpoints" / step_name(step) / name).read_bytes() for name in TENSORS}
+
+
+def test_resumed_after_every_step_of_twenty_the_next_state_is_that_of_the_uninterrupted_run(
+    shards: str, twenty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, on one rank: for every k, step k + 1 and its checkpoint from that of step k are the same; so is all that follows."""
+    monkeypatch.setattr(loop, "StopRequest", AskedAlready)
     for k in range(1, 20):
-        out = Path(shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("step-*")))
-        shutil.copytree(whole / "checkpoints" / f"step-{k:08d}", out / "checkpoints" / f"step-{k:08d}")
-        result = train(config, out, shards)
-        assert result.step == 20
-        assert losses(out) == expected, k
-        assert {name: (result.checkpoint / name).read_bytes() for name in TENSORS} == ends, k
+        out = after(twenty, k, tmp_path / str(k))
+        if k < 19:
+            with pytest.raises(Resumable, match=f"at step {k + 1} of 20"):
+                train(TWENTY, out, shards)
+        else:
+            train(TWENTY, out, shards)
+        assert losses(out) == losses(twenty)[: k + 1], k
+        assert tensors(out, k + 1) == tensors(twenty, k + 1), k
+        states = [checkpoint.read_state(run / "checkpoints" / step_name(k + 1)) for run in (out, twenty)]
+        assert states[0] == states[1], k
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_resumed_after_every_step_of_twenty_a_run_ends_as_the_uninterrupted_one(shards: str, twenty: Path, tmp_path: Path) -> None:
+    for k in range(1, 20):
+        out = after(twenty, k, tmp_path / str(k))
+        train(TWENTY, out, shards)
+        assert losses(out) == losses(twenty), k
+        assert tensors(out, 20) == tensors(twenty, 20), k
         shutil.rmtree(out)
 
 
@@ -62,7 +105,7 @@ def piece(shards: str, out: Path, notes: Path, ranks: int, end_at: int, how: str
     notes.mkdir(parents=True, exist_ok=True)
     program = ["-m", "tests.train.elastic_ranks", str(notes), str(end_at), how, "--", *command(shards, out, *ELASTIC, *overrides)[2:]]
     launcher = [sys.executable, *(torchrun(ranks) if ranks > 1 else [])]
-    return subprocess.run([*launcher, *program], env=environment(), capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run([*launcher, *program], env=environment(), capture_output=True, text=True, check=False, timeout=600)
 
 
 def consumed(notes: Path) -> dict[int, list[dict]]:
@@ -77,15 +120,16 @@ def consumed(notes: Path) -> dict[int, list[dict]]:
 
 
 @pytest.mark.dist
+@pytest.mark.timeout(1200)
 def test_two_one_four_and_two_ranks_in_one_run_folder_keep_the_order_and_the_curve(shards: str, tmp_path: Path) -> None:
     """Real processes over gloo. Stopped by SIGTERM, killed while a checkpoint is written, stopped again; ZeRO stages change on the way."""
     whole, out, notes = tmp_path / "whole", tmp_path / "run", tmp_path / "notes"
     train(small(*ELASTIC), whole, shards)
     parts = (
-        (2, 6, "stop", "train.zero_stage=1"),
-        (1, 12, "kill"),  # the checkpoint of step 12 is cut off in the middle: goes on after step 8
-        (4, 14, "stop", "train.zero_stage=2"),
-        (2, 20, ""),
+        (2, 3, "stop", "train.zero_stage=1"),
+        (1, 6, "kill"),  # the checkpoint of step 6 is cut off in the middle: goes on after step 4
+        (4, 7, "stop", "train.zero_stage=2"),
+        (2, 10, ""),
     )
     starts, said = [], []
     for number, (ranks, end_at, how, *overrides) in enumerate(parts):
@@ -95,12 +139,12 @@ def test_two_one_four_and_two_ranks_in_one_run_folder_keep_the_order_and_the_cur
         assert (done.returncode == 0) == (how == ""), said
         left = sorted(path.name for path in (out / "checkpoints").iterdir())
         if how == "kill":
-            assert ".step-00000012.writing" in left, "killed in the middle of the write"
-            assert checkpoint.committed(out)[-1].name == "step-00000008"
+            assert ".step-00000006.writing" in left, "killed in the middle of the write"
+            assert checkpoint.committed(out)[-1].name == "step-00000004"
         if how == "stop":
             assert checkpoint.committed(out)[-1].name == f"step-{end_at:08d}", left
-    assert starts == ["starts at step 0", "goes on after step-00000006", "goes on after step-00000008", "goes on after step-00000014"], said
-    assert [step for step, _, _ in losses(out)] == list(range(1, 21))
+    assert starts == ["starts at step 0", "goes on after step-00000003", "goes on after step-00000004", "goes on after step-00000007"], said
+    assert [step for step, _, _ in losses(out)] == list(range(1, 11))
 
     steps = consumed(notes)
     rows = [read_metrics(run / "metrics.jsonl") for run in (whole, out)]
