@@ -178,6 +178,18 @@ def test_a_folder_that_another_process_writes_is_refused_and_freed_by_its_end(
     assert train(small(*STEPS), copy, shards).step == small(*STEPS).train.num_steps
 
 
+def test_what_a_run_that_was_killed_while_it_started_left_is_no_obstacle(tmp_path: Path) -> None:
+    from foundation.pretrain import check_out
+
+    for name in ("lock", "config.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoints").mkdir()
+    check_out(tmp_path, overwrite=False)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"holds files but no run.json, so it is no run folder to write into; pass another --out"):
+        check_out(tmp_path, overwrite=False)
+
+
 def test_other_shards_and_a_damaged_run_folder_are_refused(copy: Path, shards: str, tmp_path: Path) -> None:
     facts = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(facts | {"fingerprint": "0" * 64}))
