@@ -65,16 +65,14 @@ def _check_start(plan: Plan, fingerprint: str) -> str:
 
     out = Path(plan.out)
     check_out(out, overwrite=False)
-    found = checkpoint.committed(out)
-    if found:
-        checkpoint.check_compatible(checkpoint.read_state(found[-1]), plan.config, fingerprint)
+    begin = checkpoint.start_of(out, plan.config, fingerprint)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / PROBE).touch()
         (out / PROBE).unlink()
     except OSError as error:
         raise InputError(f"out {out} cannot be written ({error.strerror}); choose another folder with out=...") from None
-    return f"start: continues after {found[-1].name}" if found else "start: at step 0"
+    return f"start: continues after {begin}" if begin is not None else "start: at step 0"
 
 
 def count_parameters(config: RunConfig) -> int:
@@ -97,7 +95,9 @@ def _check_nodes(plan: Plan, fingerprint: str) -> str:
     views: list[NodeView] = ray.get(
         [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(plan.shards, plan.out) for node in nodes]
     )
-    needed = count_parameters(plan.config) * BYTES_PER_PARAMETER * (plan.config.train.keep_last + 1) + DISK_MARGIN_BYTES
+    train = plan.config.train
+    kept = train.keep_last + 1 + (train.num_steps // train.keep_every if train.keep_every else 0)
+    needed = count_parameters(plan.config) * BYTES_PER_PARAMETER * kept + DISK_MARGIN_BYTES
     return judge_nodes(views, plan, fingerprint, needed)
 
 
@@ -139,7 +139,7 @@ def judge_nodes(views: list[NodeView], plan: Plan, fingerprint: str, needed_byte
         if view.free_bytes < needed_bytes:
             raise InputError(
                 f"{plan.out} has {view.free_bytes / 2**30:.2f} GiB free on node {view.host}, the run needs {needed_bytes / 2**30:.2f} GiB; "
-                "free some, choose another out, or lower train.keep_last"
+                "free some, choose another out, or lower train.keep_last or raise train.keep_every"
             )
         if view.versions != views[0].versions:
             here, there = " ".join(view.versions), " ".join(views[0].versions)

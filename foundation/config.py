@@ -57,6 +57,12 @@ class TrainConfig(Strict):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's arithmetic; weights and geometry are always fp32")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="committed checkpoints kept")
+    keep_every: int = Field(0, ge=0, description="checkpoints at multiples of this many steps are kept for ever; 0 = none")
+    async_checkpoint: bool = Field(True, description="write checkpoints beside the training; false = training waits for the disk")
+    max_failed_checkpoints: int = Field(2, ge=0, description="checkpoints in a row that may fail to be written; one more ends the run")
+    checkpoint_store: str | None = Field(
+        None, description="address, such as s3://bucket/run, that every checkpoint is copied to and a run on a new machine goes on from"
+    )
     validate_every: int = Field(200, ge=1, description="steps between validations")
     num_val_batches: int = Field(8, ge=0, description="micro-batches of one validation; 0 = off")
     max_consecutive_skips: int = Field(20, ge=0, description="steps in a row that may be skipped because loss or gradient is not finite")
@@ -66,6 +72,13 @@ class TrainConfig(Strict):
     def _relations(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must both be in [0, 1); set train.betas=[0.9,0.95]")
+        if self.checkpoint_store is not None and "://" not in self.checkpoint_store:
+            raise ValueError(f"checkpoint_store {self.checkpoint_store!r} is no address; write s3://bucket/prefix, or file:///folder")
+        if self.keep_every % self.checkpoint_every:
+            near = -(-self.keep_every // self.checkpoint_every) * self.checkpoint_every
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}; set train.keep_every={near}"
+            )
         return self
 
 

@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder or small")],
+    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder, address of either, or small")],
     input: Annotated[str, typer.Option(help="CSV, TSV or Parquet file with P-SMILES")],
     out: Annotated[Path, typer.Option(help="Parquet file, one row per input row in input order")],
     column: Annotated[str | None, typer.Option(help="column with the P-SMILES; by default psmiles or smiles, in any case")] = None,

@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder or small")],
+    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder, address of either, or small")],
     shards: Annotated[str, typer.Option(help="shard folder, local or any fsspec address")],
     out: Annotated[Path, typer.Option(help="folder of results.json, table.md and figures; made here")],
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",

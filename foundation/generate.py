@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder or small")],
+    checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder, address of either, or small")],
     out: Annotated[Path, typer.Option(help="structure file; .sdf, .xyz or .pdb (one polymer, a model a conformation)")],
     psmiles: Annotated[str | None, typer.Option(help="one polymer: repeat unit with two stars")] = None,
     input: Annotated[str | None, typer.Option(help="many polymers: CSV, TSV or Parquet file with P-SMILES")] = None,

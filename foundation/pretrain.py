@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from data_shards.reader import ShardSet
     from foundation.config import RunConfig
 
+BEFORE_RUN_JSON = ("lock", "config.json", "checkpoints")  # what a run that was killed while it started has left
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -25,7 +26,7 @@ def main(
         typer.Argument(help="key=value, such as train.num_steps=100 objective.local_head=cartesian", metavar="[KEY=VALUE]..."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="polyconfm_tiny, polyconfm_small, polyconfm_base or polyconfm_large")] = "polyconfm_tiny",
-    init_from: Annotated[str | None, typer.Option(help="run or checkpoint folder whose weights start this run (a second phase)")] = None,
+    init_from: Annotated[str | None, typer.Option(help="run or checkpoint (folder or address) whose weights start this run")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the run in --out first")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check everything, print the plan and the configuration, write nothing")
@@ -41,6 +42,7 @@ def main(
     from data_shards.reader import open_shards
     from foundation.config import apply_overrides
     from foundation.data.order import micro_batches_of_rank
+    from foundation.errors import InputError
     from foundation.recipes import get_recipe
     from foundation.train import checkpoint
 
@@ -50,13 +52,16 @@ def main(
     opened = open_shards(shards)
     micro_batches_of_rank(config.train.micro_batches_per_step, rank, world_size)
     check_out(out, overwrite)
-    found = [] if overwrite else checkpoint.committed(out)
-    if found:
-        checkpoint.check_compatible(checkpoint.read_state(found[-1]), config, opened.fingerprint)
-    elif init_from is not None:
+    begin = checkpoint.start_of(None if overwrite else out, config, opened.fingerprint)
+    if begin is not None and overwrite:
+        raise InputError(
+            f"--overwrite deletes {out} but not {config.train.checkpoint_store}, from which the run would go on after {begin};"
+            " remove that yourself, or pass another train.checkpoint_store"
+        )
+    if begin is None and init_from is not None:
         init_from = str(checkpoint.find(init_from))
     if rank == 0:
-        typer.echo(plan(config, opened, f"goes on after {found[-1].name}" if found else "starts at step 0", world_size))
+        typer.echo(plan(config, opened, f"goes on after {begin}" if begin is not None else "starts at step 0", world_size))
     if dry_run:
         typer.echo(config.model_dump_json(indent=1))
         return
@@ -85,7 +90,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; pass a folder")
     is_run = (out / "run.json").exists()
-    if out.exists() and not is_run and any(not p.name.startswith(".") for p in out.iterdir()):
+    if out.exists() and not is_run and any(not p.name.startswith(".") and p.name not in BEFORE_RUN_JSON for p in out.iterdir()):
         deed = "delete" if overwrite else "write into"
         raise InputError(f"--out {out} holds files but no run.json, so it is no run folder to {deed}; pass another --out")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_store import address, endpoint, environment, gateway  # noqa: F401 - fixtures
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -15,6 +15,8 @@ METRICS: dict[str, str] = {
     "train/atoms_per_sec": "atoms of all ranks, the stars of every unit included, per second of wall clock",
     "train/padding_efficiency": "atoms over atoms with padding (chains x longest chain x largest unit, per micro-batch)",
     "train/samples_seen": "chains read so far, the cursor of the data order",
+    "train/checkpoint_blocked_sec": "wall clock that the checkpoint after the step before held up training; absent after other steps",
+    "train/failed_checkpoints": "checkpoints that could not be written since this process started",
     "val/loss": "mean over the chains of fixed micro-batches of the validation split, with fixed noise",
     "val/local": "as train/local",
     "val/orientation": "as train/orientation",

@@ -1,30 +1,24 @@
-"""Checkpoints: written aside, read back, committed by rename. Anything without its marker does not exist for a reader.
+"""Checkpoints for those who read them: which one a run goes on from, and a trained model from a run folder, a checkpoint or a store.
 
-    <run>/checkpoints/step-00000200/
-        COMMITTED               sha256 of every file; written last, before the rename
-        state.json              step, samples_seen, shard fingerprint, whole configuration, versions
-        model.safetensors       weights, fp32
-        ema.safetensors         their moving average
-        optimizer.safetensors   AdamW's moments of every parameter
-    <run>/checkpoints/latest    name of the newest, for people and scripts
-
-Tensors are whole, whatever the number of ranks and the ZeRO stage that wrote them, so a run may go on with others. Nothing is pickled.
-Noise and order are functions of the seed and samples_seen, so there is no generator to save.
+Only what is committed and verifies is used. Where the newest is damaged, the newest good one is, with a warning that names the file.
+What a checkpoint is on disk: snapshot.py. How it is written: saver.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.manifest import write_atomic
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, InputError
+from foundation.train import snapshot
+from foundation.train.mirror import Mirror, is_address
+from foundation.train.snapshot import AVERAGE, DAMAGED, FOLDER, MARKER, MODEL, OPTIMIZER, TrainState, committed, read_state, step_of, verify
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,175 +26,137 @@ if TYPE_CHECKING:
     from foundation.config import RunConfig
     from foundation.train.ema import EMA
     from foundation.train.engine import Engine
+    from foundation.train.ranks import Ranks
 
-MARKER, LATEST = "COMMITTED", "latest"
-MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+log = logging.getLogger(__name__)
 # what may not change between a run and its continuation, because the samples or the noise of a step depend on it
 ORDER_KEYS = (("data", "token_budget"), ("train", "seed"), ("train", "micro_batches_per_step"))
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """What a run needs besides tensors.
-
-    Attributes:
-        step: optimiser steps done, skipped ones included.
-        samples_seen: cursor of the data order.
-        updates: steps that changed the weights.
-        fingerprint: of the shards.
-        config: whole RunConfig as plain data.
-        written_by: ranks, ZeRO stage, versions.
-    """
-
-    step: int
-    samples_seen: int
-    updates: int
-    fingerprint: str
-    config: dict[str, Any]
-    written_by: dict[str, Any]
-
-
-# ---------------------------------------------------------------------------------------------------------------------------- find
-
-
-def committed(run: Path) -> list[Path]:
-    """Committed checkpoints of a run folder, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step-*") if (p / MARKER).is_file())
-
-
-def find(path: str | Path) -> Path:
-    """The newest committed checkpoint of a run folder, or a checkpoint folder itself.
-
-    Raises:
-        CheckpointError: nothing committed there.
-    """
-    folder = Path(path)
-    if (folder / MARKER).is_file():
-        return folder
-    if not folder.exists():
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist; pass a run folder of foundation.pretrain, such as runs/y")
-    found = committed(folder)
-    if not found:
-        raise CheckpointError(f"{str(path)!r} holds no committed checkpoint; let foundation.pretrain reach one (train.checkpoint_every)")
-    return found[-1]
-
-
-def verify(folder: Path) -> None:
-    """Compare every file with the sum in the marker.
-
-    Raises:
-        CheckpointError: a file is missing or differs.
-    """
-    sums = _json(folder / MARKER)
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.is_file() or _sha256(path) != expected:
-            raise CheckpointError(f"{path} is missing or damaged; remove {folder} to fall back to the checkpoint before it")
-
-
-def read_state(folder: Path) -> TrainState:
-    """state.json of a committed checkpoint.
-
-    Raises:
-        CheckpointError: unreadable, or written by a version with other fields.
-    """
-    try:
-        return TrainState(**_json(folder / STATE))
-    except TypeError as error:
-        raise CheckpointError(
-            f"{folder / STATE} is of another version of this program ({error}); train again or use that version"
-        ) from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); remove {path.parent} to fall back to the checkpoint before it") from None
-    return data
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------------- write
-
-
-def save(run: Path, state: TrainState, engine: Engine, ema: EMA, *, keep_last: int) -> Path:
-    """Commit a checkpoint; every rank must call it. Returns its folder.
-
-    Raises:
-        CheckpointError: the disk is full or refuses.
-    """
-    final = run / "checkpoints" / f"step-{state.step:08d}"
-    aside = run / "checkpoints" / f".step-{state.step:08d}.writing"
-    tensors = {  # rank 0 collects them on the CPU; the others take part in the gathering and keep nothing
-        MODEL: _collect(engine.weights(), engine.ranks.rank),
-        AVERAGE: _collect(ema.weights(), engine.ranks.rank),
-        OPTIMIZER: _collect(engine.moments(), engine.ranks.rank),
-    }
-
-    def commit() -> None:
-        from safetensors.torch import save_file
-
-        for left in (run / "checkpoints").glob(".step-*.writing"):
-            shutil.rmtree(left)
-        aside.mkdir(parents=True)
-        for name, content in tensors.items():
-            save_file(content, aside / name)
-            _check_readable(aside / name, content)
-        (aside / STATE).write_text(json.dumps(asdict(state), indent=1, sort_keys=True), encoding="utf-8")
-        sums = {name: _sha256(aside / name) for name in (*tensors, STATE)}
-        (aside / MARKER).write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
-        for path in (*aside.iterdir(), aside):
-            _flush(path)
-        for name in tensors:
-            shutil.copymode(aside / MARKER, aside / name)  # safetensors writes for the owner alone; others may want to read
-        shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before it could log this step
-        os.replace(aside, final)
-        _flush(final.parent)
-        write_atomic(final.parent / LATEST, f"{final.name}\n".encode())
-        for old in committed(run)[:-keep_last]:
-            shutil.rmtree(old)
-
-    engine.ranks.on_rank_zero(commit)
-    return final
-
-
-def _collect(tensors: Iterable[tuple[str, Tensor]], rank: int) -> dict[str, Tensor]:
-    kept = {}
-    for name, tensor in tensors:
-        if rank == 0:
-            kept[name] = tensor.detach().cpu().clone().contiguous()
-    return kept
-
-
-def _check_readable(path: Path, content: Mapping[str, Tensor]) -> None:
-    """What was written is what a reader finds."""
-    from safetensors.torch import load_file
-
-    found = load_file(path)
-    if found.keys() != content.keys() or any(not _same_bits(found[name], tensor) for name, tensor in content.items()):
-        raise CheckpointError(f"{path} reads back otherwise than written; check the disk")
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    import torch
-
-    return one.shape == other.shape and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+NONE_YET = "holds no committed checkpoint; let foundation.pretrain reach one (train.checkpoint_every)"
+Check = Callable[[TrainState], None]
 
 
 # --------------------------------------------------------------------------------------------------------------------------- resume
+
+
+def resume_from(run: Path, config: RunConfig, fingerprint: str, ranks: Ranks) -> tuple[Path, TrainState] | None:
+    """The checkpoint that a run goes on from, the same on every rank, verified by each; None where the run is new. Every rank must call it.
+
+    Raises:
+        CheckpointError: of another run, none of them verifies, or a rank reads something else than rank 0.
+        InputError: the store of checkpoints cannot be reached.
+    """
+    found: list[Path | None] = []
+
+    def choose() -> None:
+        mirror = Mirror(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
+        found.append(newest_good(run, mirror, lambda state: check_compatible(state, config, fingerprint)))
+
+    ranks.on_rank_zero(choose)
+    folder = ranks.gather(found)[0][0]
+    if folder is None:
+        return None
+    problem = None
+    try:
+        if ranks.rank:
+            verify(folder)
+        state = read_state(folder)
+    except CheckpointError as error:
+        problem = f"rank {ranks.rank} cannot use the checkpoint that rank 0 read ({error}); every node must see the same run folder"
+    problems = [said for said in ranks.gather(problem) if said is not None]
+    if problems:
+        raise CheckpointError(problems[0])
+    return folder, state
+
+
+def newest_good(run: Path, mirror: Mirror | None, check: Check) -> Path | None:
+    """The newest checkpoint of a run folder or its store that verifies, in the run folder; rank 0 only. None where there is none at all.
+
+    Damaged ones of the run folder that are newer get another name (step-00000200.damaged), so that nothing takes them for a checkpoint.
+    Where none verifies, everything stays as it is.
+
+    Args:
+        check: raises CheckpointError for the state of another run.
+    """
+    here = {path.name: path for path in committed(run)}
+    there = set(mirror.committed()) if mirror is not None else set()
+    damaged: list[tuple[Path | None, CheckpointError]] = []
+    for name in sorted({*here, *there}, key=lambda name: step_of(name) or 0, reverse=True):
+        final, fetching = run / FOLDER / name, run / FOLDER / f".{name}.fetching"
+        for source in [*([None] if name in here else []), *([mirror] if name in there else [])]:
+            try:
+                state = _verified(final) if source is None else _fetched(source, name, fetching)
+            except CheckpointError as error:
+                damaged.append((final if source is None else None, error))
+                continue
+            try:
+                check(state)
+            except CheckpointError:
+                _discard(fetching)
+                raise
+            for folder, problem in damaged:
+                moved = f", the damaged checkpoint is now {_put_aside(folder).name}" if folder is not None else ""
+                log.warning("%s; the run goes on from %s%s", problem, name, moved)
+            if source is not None:
+                os.replace(fetching, final)
+                snapshot.flush(final.parent)
+            return final
+    if damaged:
+        raise CheckpointError(f"no checkpoint of {run} verifies and nothing was changed; the newest: {damaged[0][1]}")
+    return None
+
+
+def _verified(folder: Path) -> TrainState:
+    verify(folder)
+    return read_state(folder)
+
+
+def _fetched(mirror: Mirror, name: str, folder: Path) -> TrainState:
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        mirror.download(name, folder)
+        return read_state(folder)
+    except InputError:
+        _discard(folder)
+        raise
+
+
+def _discard(folder: Path) -> None:
+    """Remove what was fetched, and the folder around it where it holds nothing else: a run that is refused leaves nothing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def _put_aside(folder: Path) -> Path:
+    names = (folder.with_name(f"{folder.name}{DAMAGED}{number or ''}") for number in range(10**6))
+    target = next(path for path in names if not path.exists())
+    os.replace(folder, target)
+    return target
+
+
+def start_of(run: Path | None, config: RunConfig, fingerprint: str) -> str | None:
+    """Name of the checkpoint that a run will go on from, as far as a glance tells; None where it is new. Nothing is written.
+
+    Args:
+        run: run folder; None looks at the store of checkpoints alone.
+
+    Raises:
+        CheckpointError: of another run.
+        InputError: the store of checkpoints cannot be reached.
+    """
+    mirror = Mirror(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
+    found: dict[str, Callable[[], TrainState]] = {}
+    if mirror is not None:
+        found |= {name: lambda name=name: mirror.read_state(name) for name in mirror.committed()}  # type: ignore[misc]
+    found |= {path.name: lambda path=path: read_state(path) for path in (committed(run) if run is not None else [])}  # type: ignore[misc]
+    for name in sorted(found, key=lambda name: step_of(name) or 0, reverse=True):
+        try:
+            state = found[name]()
+        except CheckpointError:  # damaged: training says more
+            continue
+        check_compatible(state, config, fingerprint)
+        return name
+    return None
 
 
 def check_compatible(state: TrainState, config: RunConfig, fingerprint: str) -> None:
@@ -215,8 +171,10 @@ def check_compatible(state: TrainState, config: RunConfig, fingerprint: str) -> 
 def check_same_run(old: Mapping[str, Any], old_fingerprint: str, config: RunConfig, fingerprint: str) -> None:
     """check_compatible for plain data, such as the config.json of a run folder that holds no checkpoint yet."""
     new = config.model_dump(mode="json")
-    names = {*old["objective"], *new["objective"]} - getattr(config.objective, "SAMPLING_FIELDS", frozenset())
-    differs = [f"objective.{k}" for k in sorted(names) if old["objective"].get(k) != new["objective"].get(k)]
+    sections = {name: value if isinstance(value := old.get(name), dict) else {} for name in ("objective", "data", "train")}
+    model = sections["objective"]
+    names = {*model, *new["objective"]} - getattr(config.objective, "SAMPLING_FIELDS", frozenset())
+    differs = [f"objective.{k}" for k in sorted(names) if model.get(k) != new["objective"].get(k)]
     if differs:
         raise CheckpointError(
             f"the run folder holds another model ({', '.join(differs)} differ{'s' if len(differs) == 1 else ''});"
@@ -228,10 +186,11 @@ def check_same_run(old: Mapping[str, Any], old_fingerprint: str, config: RunConf
             " pass another --out, or --overwrite to start again"
         )
     for section, key in ORDER_KEYS:
-        if old[section][key] != new[section][key]:
+        before = sections[section].get(key)
+        if before != new[section][key]:
             raise CheckpointError(
-                f"{section}.{key} is {new[section][key]} but the run folder was made with {old[section][key]}, which fixes the order of"
-                f" samples; set {section}.{key}={old[section][key]}, pass another --out, or --overwrite to start again"
+                f"{section}.{key} is {new[section][key]} but the run folder was made with {before}, which fixes the order of"
+                f" samples; set {section}.{key}={before}, pass another --out, or --overwrite to start again"
             )
 
 
@@ -241,48 +200,148 @@ def load_weights(folder: Path, module: nn.Module, *, ema: bool) -> dict[str, Ten
     Raises:
         CheckpointError: names or shapes differ: the checkpoint is of another model.
     """
-    from safetensors.torch import load_file
+    weights = snapshot.load_tensors(folder / (AVERAGE if ema else MODEL))
+    _check_shapes(folder, weights, module.state_dict())
+    module.load_state_dict(weights)
+    return weights
 
-    weights = load_file(folder / (AVERAGE if ema else MODEL))
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in weights.items()}
+
+def restore(folder: Path, weights: Mapping[str, Tensor], engine: Engine, ema: EMA) -> None:
+    """Optimiser state and average of a checkpoint whose weights the objective holds already; every rank must call it.
+
+    Raises:
+        CheckpointError: of another model.
+    """
+    from foundation.train.engine import MOMENTS
+
+    moments, average = snapshot.load_tensors(folder / OPTIMIZER), snapshot.load_tensors(folder / AVERAGE)
+    trained = [name for name, parameter in engine.parameters.items() if parameter.requires_grad]
+    _check_shapes(folder, moments, {f"{key}/{name}": weights[name] for name in trained for key in MOMENTS})
+    _check_shapes(folder, average, weights)
+    engine.restore(dict(weights), moments, read_state(folder).updates)
+    ema.restore(average)
+
+
+def _check_shapes(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    expected, given = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (wanted, found))
     if expected != given:
         name = min(set(expected.items()) ^ set(given.items()))[0]
         raise CheckpointError(
             f"{folder} is a checkpoint of another model: {name} has shape {given.get(name, 'absent')} there and"
             f" {expected.get(name, 'absent')} here; use the recipe and objective it was made with"
         )
-    module.load_state_dict(weights)
-    return weights
-
-
-def restore(folder: Path, weights: Mapping[str, Tensor], engine: Engine, ema: EMA) -> None:
-    """Optimiser state and average of a checkpoint whose weights the objective holds already; every rank must call it."""
-    from safetensors.torch import load_file
-
-    engine.restore(dict(weights), load_file(folder / OPTIMIZER), read_state(folder).updates)
-    ema.restore(load_file(folder / AVERAGE))
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- use
+
+
+def find(path: str | Path) -> Path | str:
+    """The newest committed checkpoint of a run folder or a store, or what is a checkpoint itself; a folder or an address.
+
+    Raises:
+        CheckpointError: nothing committed there.
+        InputError: the store cannot be reached.
+    """
+    if is_address(path):
+        mirror, names = _remote(str(path))
+        return f"{mirror.address}/{names[-1]}"
+    return _local(Path(path))[-1]
+
+
+def _local(folder: Path) -> list[Path]:
+    """The checkpoint that a folder is, or those of a run folder, oldest first; at least one."""
+    if (folder / MARKER).is_file():
+        return [folder]
+    if not folder.exists():
+        raise CheckpointError(f"checkpoint {str(folder)!r} does not exist; pass a run folder of foundation.pretrain, such as runs/y")
+    found = committed(folder)
+    if not found:
+        raise CheckpointError(f"{str(folder)!r} {NONE_YET}")
+    return found
+
+
+def _remote(address: str) -> tuple[Mirror, list[str]]:
+    """The same for an address: the place, and names in it."""
+    parent, _, name = address.rstrip("/").rpartition("/")
+    if name and not parent.endswith("/"):
+        above = Mirror(parent)
+        if above.has(name):
+            return above, [name]
+    mirror = Mirror(address)
+    names = mirror.committed()
+    if not names:
+        raise CheckpointError(f"{mirror.name} {NONE_YET} with train.checkpoint_store={mirror.name}")
+    return mirror, names
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Path]:
+    """A verified checkpoint as a folder of this machine: the one named, or the newest good one of a run folder or store.
+
+    What lies in a store is copied to a temporary folder (TMPDIR says where) for as long as the context lasts.
+
+    Raises:
+        CheckpointError: nothing committed there, or damaged.
+        InputError: the store cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+        if is_address(path):
+            mirror, names = _remote(str(path))
+            folders = {Path(scratch) / name: name for name in names}
+        else:
+            mirror, folders = None, dict.fromkeys(_local(Path(path)), "")
+        first: CheckpointError | None = None
+        for folder, name in reversed(folders.items()):
+            try:
+                if mirror is not None:
+                    mirror.download(name, folder)
+                _verified(folder)
+            except CheckpointError as error:
+                first = first or error
+                continue
+            if first is not None:
+                log.warning("%s; %s is used instead", first, folder.name)
+            yield folder
+            return
+        assert first is not None
+        raise first
 
 
 def load_model(path: str | Path, *, ema: bool = True) -> tuple[nn.Module, RunConfig]:
     """A trained objective in evaluation mode, with its configuration.
 
     Args:
-        path: run folder or checkpoint folder.
+        path: run folder, checkpoint folder, or an address of either kind in an object store.
         ema: the moving average instead of the last weights.
 
     Raises:
-        CheckpointError: nothing committed there, damaged, or of another model.
+        CheckpointError: nothing committed there, damaged with none good before it, or of another model.
+        InputError: the store cannot be reached.
     """
     from foundation.config import parse_config
     from foundation.objectives import build_objective
 
-    folder = find(path)
-    verify(folder)
-    config = parse_config(read_state(folder).config)
-    module = build_objective(config.objective)
-    load_weights(folder, module, ema=ema)
+    with opened(path) as folder:
+        config = parse_config(read_state(folder).config)
+        module = build_objective(config.objective)
+        load_weights(folder, module, ema=ema)
     return module.eval(), config
+
+
+__all__ = [
+    "CheckpointError",
+    "TrainState",
+    "check_compatible",
+    "check_same_run",
+    "committed",
+    "find",
+    "load_model",
+    "load_weights",
+    "newest_good",
+    "opened",
+    "read_state",
+    "restore",
+    "resume_from",
+    "start_of",
+    "verify",
+]

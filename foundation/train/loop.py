@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,16 +30,18 @@ from foundation.objectives import build_objective
 from foundation.track.console import Console
 from foundation.track.tracker import Tracker
 from foundation.train import checkpoint
-from foundation.train.checkpoint import TrainState
 from foundation.train.ema import EMA
 from foundation.train.engine import Engine
 from foundation.train.health import SkipGuard, StopRequest
 from foundation.train.optim import learning_rate
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
+from foundation.train.saver import Saver
+from foundation.train.snapshot import TrainState
 
 log = logging.getLogger(__name__)
 CONFIG, RUN, LOCK = "config.json", "run.json", "lock"
+T = TypeVar("T")
 LOCK_WAIT_SEC = 60.0  # a run whose launcher was killed may have workers that are about to notice
 
 
@@ -92,6 +95,7 @@ def train(
     with ExitStack() as held, Ranks.start(rank, world_size) as ranks, reproducible(ranks.device), StopRequest() as stop:
         ranks.on_rank_zero(lambda: held.enter_context(sole_writer(out)))
         engine, ema, state, saved = start_or_resume(config, out, opened, ranks, init_from)
+        saver = held.enter_context(Saver(out, settings, engine, ema, saved))
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
         tracker = console = None
         if rank == 0:
@@ -118,8 +122,8 @@ def train(
                 ema.update(state.step)
 
             done = state.step + 1
-            totals, stops = agree(ranks, seen, stop.asked)
-            stopped = any(stops)
+            totals, said = agree(ranks, seen, (stop.asked, saver.trouble))
+            stopped = any(asked for asked, _ in said)
             seconds = time.perf_counter() - began
             state = replace(state, step=done, samples_seen=read.samples_seen, updates=state.updates + stepped.applied)
             metrics = {f"train/{name}": total / settings.micro_batches_per_step for name, total in totals.items()}
@@ -131,6 +135,7 @@ def train(
                 "train/atoms_per_sec": read.num_atoms / seconds,
                 "train/padding_efficiency": read.padding_efficiency,
                 "train/samples_seen": read.samples_seen,
+                **saver.metrics(),
             }
             last = done == settings.num_steps
             if validation and (last or done % settings.validate_every == 0):
@@ -139,9 +144,11 @@ def train(
                 tracker.log(done, metrics)
                 console.show(done, metrics)
             guard.see(done, applied=stepped.applied)
+            saver.heed(said[0][1])
             if last or stopped or done % settings.checkpoint_every == 0:
-                saved = checkpoint.save(out, state, engine, ema, keep_last=settings.keep_last)
+                saver.save(state)  # a copy in memory; the rest beside the next steps
         steps.close()
+        saved = saver.finish()
         if tracker is not None and console is not None:
             tracker.close()
             console.close()
@@ -158,40 +165,37 @@ def start_or_resume(
     settings = config.train
     torch.manual_seed(settings.seed)
     objective = build_objective(config.objective)
-    found = ranks.gather(checkpoint.committed(out))[0][-1:]  # as rank 0 sees the folder
+    found = checkpoint.resume_from(out, config, shards.fingerprint, ranks)
     state = TrainState(0, 0, 0, shards.fingerprint, config.model_dump(mode="json"), {})
     weights = None
-    if found:
-        checkpoint.verify(found[0])
-        old = checkpoint.read_state(found[0])
-        checkpoint.check_compatible(old, config, shards.fingerprint)
+    if found is not None:
+        folder, old = found
         state = replace(state, step=old.step, samples_seen=old.samples_seen, updates=old.updates)
-        weights = checkpoint.load_weights(found[0], objective, ema=False)
+        weights = checkpoint.load_weights(folder, objective, ema=False)
     elif init_from is not None:
-        folder = checkpoint.find(init_from)
-        checkpoint.verify(folder)
-        checkpoint.load_weights(folder, objective, ema=True)
+        with checkpoint.opened(init_from) as first:
+            checkpoint.load_weights(first, objective, ema=True)
     engine = Engine(objective, config, ranks)
     ema = EMA(engine, settings.ema_decay)
     if weights is not None:
-        checkpoint.restore(found[0], weights, engine, ema)
+        checkpoint.restore(folder, weights, engine, ema)
     written_by = {"world_size": ranks.world_size, "zero_stage": settings.zero_stage, "versions": versions()}
-    return engine, ema, replace(state, written_by=written_by), found[0] if found else None
+    return engine, ema, replace(state, written_by=written_by), found[0] if found is not None else None
 
 
-def agree(ranks: Ranks, seen: Sequence[tuple[float, Mapping[str, Tensor]]], stop_asked: bool) -> tuple[dict[str, float], list[bool]]:
-    """Weighted sums over micro-batches of all ranks by name, added in the order of the ranks, and which ranks were asked to stop."""
+def agree(ranks: Ranks, seen: Sequence[tuple[float, Mapping[str, Tensor]]], word: T) -> tuple[dict[str, float], list[T]]:
+    """Weighted sums over micro-batches of all ranks by name, added in the order of the ranks, and every rank's word."""
     names = [(weight, name) for weight, values in seen for name in values]
     values = torch.stack([value.double() for _, by_name in seen for value in by_name.values()]).tolist()  # one wait for the device
     mine: dict[str, float] = {}
     for (weight, name), value in zip(names, values, strict=True):
         mine[name] = mine.get(name, 0.0) + weight * value
-    everyone = ranks.gather((mine, stop_asked))
+    everyone = ranks.gather((mine, word))
     totals: dict[str, float] = {}
     for sums, _ in everyone:
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value
-    return totals, [asked for _, asked in everyone]
+    return totals, [said for _, said in everyone]
 
 
 def fixed_batches(config: RunConfig, shards: ShardSet, ranks: Ranks) -> list[ValidationBatch]:
@@ -209,7 +213,7 @@ def validate(engine: Engine, batches: Sequence[ValidationBatch], ranks: Ranks) -
     for fixed in batches:
         made = engine.evaluate(fixed.batch.to(ranks.device), generator(fixed.noise_seed, ranks.device))
         seen.append((fixed.weight, {"loss": made.loss, **made.terms}))
-    totals, _ = agree(ranks, seen, False)
+    totals, _ = agree(ranks, seen, None)
     chains = sum(ranks.gather(sum(fixed.weight for fixed in batches)))
     return {f"val/{name}": total / chains for name, total in totals.items()}
 
