@@ -114,14 +114,13 @@ def _where(plan: Plan) -> str:
 
 def _hang(plan: Plan, notes: Notes) -> str | None:
     """What a watchdog of this attempt said before its process left."""
-    for path in sorted((Path(plan.out) / "stacks").glob("rank-*.txt")):
-        if path.stat().st_mtime_ns > notes.stacks_before:
-            return path.read_text(encoding="utf-8").partition("\n")[0]
-    return None
+    new = sorted(_stacks(plan) - notes.old_stacks)
+    return Path(new[0][0]).read_text(encoding="utf-8").partition("\n")[0] if new else None
 
 
-def _newest_stacks(plan: Plan) -> int:
-    return max((path.stat().st_mtime_ns for path in (Path(plan.out) / "stacks").glob("rank-*.txt")), default=0)
+def _stacks(plan: Plan) -> frozenset[tuple[str, int]]:
+    """Files of watchdogs, and when each was written."""
+    return frozenset((str(path), path.stat().st_mtime_ns) for path in (Path(plan.out) / "stacks").glob("rank-*.txt"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- room
@@ -173,7 +172,7 @@ def attempt(plan: Plan, size: int, number: int, ledger: Any, stop: StopRequest) 
     """
     import ray
 
-    ray.get(ledger.open.remote(_newest_stacks(plan)))
+    ray.get(ledger.open.remote(_stacks(plan)))
     scratch = Path(plan.out) / SCRATCH
     run = _on_this_node(run_group, num_cpus=0, max_retries=0, runtime_env={"env_vars": _group_environment(plan)})
     group = run.remote(plan, size, f"{ray.get_runtime_context().get_job_id()}-{number}", ledger)
@@ -269,7 +268,7 @@ class Notes:
     stop: bool = False
     begun: frozenset[int] = frozenset()
     failures: dict[int, RankFailure] = field(default_factory=dict)
-    stacks_before: int = 0  # when the newest stacks of a hang were written before this attempt, ns
+    old_stacks: frozenset[tuple[str, int]] = frozenset()  # stacks of hangs before this attempt
 
 
 class Ledger:
@@ -278,9 +277,9 @@ class Ledger:
     def __init__(self) -> None:
         self.notes = Notes()
 
-    def open(self, stacks_before: int) -> None:
+    def open(self, old_stacks: frozenset[tuple[str, int]]) -> None:
         """Begin an attempt."""
-        self.notes = Notes(self.notes.bad_input, self.notes.defect, self.notes.stop, stacks_before=stacks_before)
+        self.notes = Notes(self.notes.bad_input, self.notes.defect, self.notes.stop, old_stacks=old_stacks)
 
     def begin(self, rank: int) -> Notes:
         """A rank is about to train, unless the notes say otherwise."""

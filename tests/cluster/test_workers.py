@@ -104,8 +104,8 @@ def test_what_is_said_of_an_attempt_ends_with_it() -> None:
     ledger.fail(0, RankFailure("OSError", "gone"))
     ledger.stop()
     ledger.blame_program("KeyError: 'x'")
-    ledger.open(5)
-    assert ledger.read() == Notes(None, "KeyError: 'x'", True, stacks_before=5)
+    ledger.open(frozenset({("/o/stacks/rank-0.txt", 5)}))
+    assert ledger.read() == Notes(None, "KeyError: 'x'", True, old_stacks=frozenset({("/o/stacks/rank-0.txt", 5)}))
 
 
 def test_a_request_to_stop_reaches_the_loop_of_rank_zero(work: Callable[..., None]) -> None:

@@ -221,8 +221,8 @@ def test_handlers_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WATCHED = (
     "import sys, time\nfrom pathlib import Path\nfrom foundation.train.watchdog import Watchdog\n"
-    "out, rank, ranks, timeout, phase, seconds = Path(sys.argv[1]), *map(int, sys.argv[2:4]), float(sys.argv[4]), sys.argv[5], sys.argv[6]\n"
-    "with Watchdog(out, rank, ranks, timeout) as watch:\n"
+    "out, rank, ranks, phase, seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]\n"
+    "with Watchdog(out, rank, ranks, 2.0) as watch:\n"
     "    while len(list((out / '.beats').glob('*'))) < ranks: watch.beat(7, phase)\n"
     "    until = time.monotonic() + float(seconds)\n"
     "    while time.monotonic() < until: watch.beat(7, phase)\n"
@@ -232,7 +232,7 @@ WATCHED = (
 
 def watched(out: Path, rank: int, ranks: int, phase: str, seconds: float) -> subprocess.Popen[str]:
     """A rank that comes to a phase of step 8, is well for some seconds once all are there, then hangs, or ends where the phase is read."""
-    words = [str(out), str(rank), str(ranks), "2", phase, str(seconds)]
+    words = [str(out), str(rank), str(ranks), phase, str(seconds)]
     return subprocess.Popen([sys.executable, "-c", WATCHED, *words], stderr=subprocess.PIPE, text=True)
 
 
