@@ -23,7 +23,7 @@ from tests.train.conftest import shards as shards
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("data_shards", "foundation", "finetune", "cluster")
-START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 240, 5
+START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 500, 5
 
 
 @dataclass(frozen=True)

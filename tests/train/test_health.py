@@ -246,7 +246,7 @@ def test_ranks_that_hang_dump_their_stacks_and_name_the_one_that_is_behind(tmp_p
     for rank in range(2):
         stacks = (tmp_path / "stacks" / f"rank-{rank}.txt").read_text()
         assert stacks.startswith(f"rank {rank} made no progress")
-        assert 'File "<string>", line 8 in <module>' in stacks, "the main thread is among them"
+        assert 'File "<string>", line 9 in <module>' in stacks, "the main thread is among them"
 
 
 def test_time_in_which_the_process_was_stopped_is_not_its_own_fault(tmp_path: Path) -> None:
@@ -353,3 +353,18 @@ def test_the_defaults_of_the_rules(shards: str) -> None:
     config: RunConfig = small()
     assert config.train.spike_factor == 0
     assert config.train.hang_timeout_sec > 0
+
+
+def test_training_never_reads_the_wall_clock() -> None:
+    """Clocks jump; whatever waits or measures uses time.monotonic or time.perf_counter."""
+    root = Path(loop.__file__).parents[2]
+    files = [path for room in ("foundation/train", "foundation/data", "cluster") for path in (root / room).rglob("*.py")]
+    read = {
+        f"{p.name}: {word}"
+        for p in files
+        for word in ("time.time(", "time.time_ns(", ".now(", "utcnow", "from time import")
+        if word in p.read_text()
+    }
+    assert len(files) > 15
+    assert any("time.monotonic()" in path.read_text() for path in files)
+    assert read == set()
