@@ -202,7 +202,14 @@ class Operator:
     def start(self, run: Path) -> None:
         """The command of a user, as a job's driver runs it."""
         words = [f"shards={self.shards}", f"out={run}", "recipe=polyconfm_tiny", "resources.max_workers=2", "resources.max_failures=4"]
-        words += [*SMALL, f"train.num_steps={STEPS}", "train.checkpoint_every=5", "train.num_val_batches=0", "data.cache_mib=0"]
+        words += [
+            *SMALL,
+            "train.lr=0.001",
+            f"train.num_steps={STEPS}",
+            "train.checkpoint_every=5",
+            "train.num_val_batches=0",
+            "data.cache_mib=0",
+        ]
         words += [f"train.micro_batches_per_step={MICRO_BATCHES}", f"train.hang_timeout_sec={HANG_SEC}", "resources.restart_timeout_sec=10"]
         command = [sys.executable, "-m", "cluster.launch", "cluster/pretrain.yaml", *words]
         environment = self.head.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.head.port}", "OMP_NUM_THREADS": "1"}

@@ -240,6 +240,7 @@ def _group_environment(plan: Plan) -> dict[str, str]:
     hang = plan.config.train.hang_timeout_sec
     return {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(30.0, plan.restart_timeout_sec)),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would wait for the end of a node that is drained; a lost node is lost
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, 2 * hang) if hang else 86400.0),
     }
 

@@ -53,14 +53,20 @@ class Head:
         return sorted(found, key=lambda p: p.create_time())
 
     def add_node(self, num_cpus: int) -> subprocess.Popen[bytes]:
-        """Another node on this machine; it runs until its process group is killed, or the head ends."""
+        """Another node on this machine, joined; it runs until its process group is killed, or the head ends."""
         ray = str(Path(sys.executable).with_name("ray"))
         options = [f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1"]
         options += [f"--object-store-memory={128 * 2**20}", f"--temp-dir={self.scratch}", "--disable-usage-stats", "--block"]
         with (self.scratch / "node.log").open("w") as log:
-            return subprocess.Popen(
+            node = subprocess.Popen(
                 [ray, "start", *options], cwd=self.project, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
+        end = time.monotonic() + START_LIMIT_SEC
+        while "Ray runtime started" not in (self.scratch / "node.log").read_text():
+            if node.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the node did not start:\n{(self.scratch / 'node.log').read_text()}")
+            time.sleep(0.2)
+        return node
 
     def submit(self, *arguments: str) -> Job:
         """`ray job submit ARGUMENTS` from the project root; waits for the end."""
