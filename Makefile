@@ -6,7 +6,7 @@
 #              (Linux without an NVIDIA GPU: saves several GB of CUDA libraries)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow lint format bench drill clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 TORCH_INDEX ?=
@@ -86,6 +86,9 @@ format: $(STAMP)  ## rewrite the files the way lint wants them
 
 bench: $(STAMP)  ## run every benchmark once; results go to runs/bench
 	$(PY) -m benchmarks.grow --out runs/bench
+
+drill: $(STAMP)  ## twenty faults in one run: killed workers, nodes and drivers, a full disk, damaged files; table in runs/drill
+	$(PY) -m benchmarks.drill --out runs/drill
 
 clean:  ## remove caches and runs/demo; keeps .venv, shards/ and other runs
 	rm -rf runs/demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -75,8 +75,8 @@ def pretrain(spec: PretrainSpec | SmokeSpec, resources: dict[str, float], *, dry
         say(["dry run: nothing was started or written"])
         return
     say(preflight.check(plan))
-    workers.fit(plan)
-    say([f"done: {plan.config.train.num_steps} steps in {plan.out}"])
+    restarts = workers.fit(plan)
+    say([f"done: {plan.config.train.num_steps} steps in {plan.out}{restarts}"])
 
 
 def build_shards(options: dict[str, object], *, dry_run: bool) -> None:

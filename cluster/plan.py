@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.paths import resolve
+from cluster.restarts import sizes
 from cluster.spec import PretrainSpec
 from data_shards.errors import InputError
 
@@ -24,10 +25,12 @@ class Plan:
     config: RunConfig
     shards: str  # absolute path or fsspec address
     out: str  # absolute path
-    num_workers: int
+    num_workers: int  # at the start, and the most after a restart
+    min_workers: int  # fewest after a restart
     gpus_per_worker: float
     cpus_per_worker: float
     max_failures: int
+    restart_timeout_sec: float
     verify: str  # checksums | sizes
     notes: tuple[str, ...]  # what the user may want to know about the choices
 
@@ -35,11 +38,13 @@ class Plan:
         """The plan for people."""
         device = f"{self.gpus_per_worker:g} GPU + " if self.gpus_per_worker else ""
         train = self.config.train
+        fewest = f", at least {self.min_workers} after a loss" if self.min_workers < self.num_workers else ""
+        tries = f"at most {self.max_failures} restarts without progress"
         return [
             f"recipe   {self.config.recipe}, {train.num_steps} steps, {train.micro_batches_per_step} micro-batches a step",
             f"shards   {self.shards}",
             f"out      {self.out}",
-            f"workers  {self.num_workers} x ({device}{self.cpus_per_worker:g} CPU), at most {self.max_failures} restarts",
+            f"workers  {self.num_workers} x ({device}{self.cpus_per_worker:g} CPU){fewest}, {tries}",
             *(f"note     {note}" for note in self.notes),
         ]
 
@@ -66,9 +71,19 @@ def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
     micro_batches = config.train.micro_batches_per_step
     notes = []
     if asked.num_workers == "auto":
-        if most < 1:
-            raise InputError(_too_small(1, asked.cpus_per_worker, gpus_per_worker, available))
-        num_workers = max(w for w in range(1, min(most, micro_batches) + 1) if micro_batches % w == 0)
+        fewest = asked.min_workers or 1
+        if asked.max_workers is not None:
+            most = asked.max_workers  # the autoscaler may have to add nodes
+        if most < fewest:
+            raise InputError(_too_small(fewest, asked.cpus_per_worker, gpus_per_worker, available))
+        fitting = sizes(micro_batches, fewest, most)
+        if not fitting:
+            raise InputError(
+                f"no number of workers from {fewest} to {most} divides train.micro_batches_per_step {micro_batches}; "
+                f"set train.micro_batches_per_step={most} or lower resources.min_workers"
+            )
+        num_workers = fitting[0]
+        min_workers = fitting[-1]
         if num_workers < most:
             notes.append(
                 f"the cluster has room for {most} workers; train.micro_batches_per_step={micro_batches} lets {num_workers} work, "
@@ -76,8 +91,9 @@ def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
             )
     else:
         num_workers = asked.num_workers
-        if num_workers > most:
-            raise InputError(_too_small(num_workers, asked.cpus_per_worker, gpus_per_worker, available))
+        min_workers = min(asked.min_workers or num_workers, num_workers)
+        if min_workers > most:
+            raise InputError(_too_small(min_workers, asked.cpus_per_worker, gpus_per_worker, available))
     if micro_batches % num_workers:
         raise InputError(
             f"train.micro_batches_per_step {micro_batches} must be a multiple of resources.num_workers {num_workers}; "
@@ -90,9 +106,11 @@ def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
         shards=resolve(spec.shards),
         out=resolve(spec.out),
         num_workers=num_workers,
+        min_workers=min_workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=asked.cpus_per_worker,
         max_failures=asked.max_failures,
+        restart_timeout_sec=asked.restart_timeout_sec,
         verify=spec.verify,
         notes=tuple(notes),
     )

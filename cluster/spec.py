@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_shards.errors import InputError
 
@@ -29,7 +29,23 @@ class Resources(Strict):
         "auto", description="auto: 1 where the cluster has GPUs, else 0"
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores that Ray sets aside per worker; whole cores become its threads")
-    max_failures: int = Field(3, ge=0, description="lost workers or nodes after which training continues from its last checkpoint")
+    min_workers: int | None = Field(
+        None, ge=1, description="fewest workers to go on with after a loss; default: num_workers where it is a number, else 1"
+    )
+    max_workers: int | None = Field(
+        None, ge=1, description="most workers where num_workers is auto, also where an autoscaler must add nodes; default: what is there"
+    )
+    max_failures: int = Field(3, ge=0, description="failures without a new checkpoint after which training starts again from the last one")
+    restart_timeout_sec: float = Field(60, ge=0, description="seconds to wait for room for all workers before going on with fewer")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.num_workers != "auto" and self.max_workers is not None:
+            raise ValueError(f"max_workers {self.max_workers} needs num_workers=auto; give num_workers={self.max_workers} alone")
+        most = self.max_workers if self.num_workers == "auto" else self.num_workers
+        if self.min_workers is not None and most is not None and self.min_workers > most:
+            raise ValueError(f"min_workers {self.min_workers} must be at most {most}; lower it")
+        return self
 
 
 class PreprocessSpec(Strict):
@@ -145,6 +161,8 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name} is missing; {model.model_fields[path[0]].description}"
     if first["type"] in ("model_type", "dict_type"):
         return f"{name} {first['input']!r} must be a group of keys"
+    if first["type"] == "value_error":
+        return f"{name}: {first['msg'].removeprefix('Value error, ')}"
     bounds = [e["msg"].removeprefix("Input should be ") for e in error.errors() if [str(p) for p in e["loc"]][: len(path)] == path]
     return f"{name} {first['input']!r} must be {' or '.join(dict.fromkeys(bounds))}"
 

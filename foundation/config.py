@@ -65,7 +65,10 @@ class TrainConfig(Strict):
     )
     validate_every: int = Field(200, ge=1, description="steps between validations")
     num_val_batches: int = Field(8, ge=0, description="micro-batches of one validation; 0 = off")
-    max_consecutive_skips: int = Field(20, ge=0, description="steps in a row that may be skipped because loss or gradient is not finite")
+    max_consecutive_skips: int = Field(20, ge=0, description="steps in a row that may be skipped: not finite, or a spike")
+    spike_factor: float = Field(0.0, ge=0, description="a step is skipped if its loss is so many spreads above the median; 0 = off")
+    spike_window: int = Field(100, ge=3, description="applied steps whose losses give that median and spread")
+    hang_timeout_sec: float = Field(1800.0, ge=0, description="seconds without progress after which a rank dumps its stacks; 0 = never")
     num_threads: int = Field(0, ge=0, description="torch threads of a rank; 0 = as the environment says (OMP_NUM_THREADS)")
 
     @model_validator(mode="after")

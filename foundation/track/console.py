@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -53,8 +54,9 @@ class Console:
 
 
 def _parts(metrics: Mapping[str, float | None]) -> list[str]:
-    loss = metrics["train/loss"] if metrics["train/grad_norm"] is not None else None
-    parts = ["not finite, skipped" if loss is None else f"loss {loss:.4f}"]
+    loss = metrics["train/loss"]
+    parts = ["not finite" if loss is None or not math.isfinite(loss) else f"loss {loss:.4f}"]
+    parts = [f"{parts[0]}, skipped"] if metrics["train/grad_norm"] is None else parts
     parts += [f"val {value:.4f}" for name, value in metrics.items() if name == "val/loss" and value is not None]
     parts.append(f"{metrics['train/chains_per_sec']:.1f} chains/s  {metrics['train/atoms_per_sec']:.0f} atoms/s")
     return [*parts, f"padding {metrics['train/padding_efficiency']:.0%}"]

@@ -10,7 +10,7 @@ METRICS: dict[str, str] = {
     "train/orientation": "loss of the orientation head; 1 for a zero predictor",
     "train/lr": "learning rate of the step",
     "train/grad_norm": "norm of the gradient before clipping; null where the step was skipped",
-    "train/skipped_steps": "steps so far that changed nothing because loss or gradient was not finite",
+    "train/skipped_steps": "steps so far that changed nothing: loss or gradient not finite, or the loss a spike",
     "train/chains_per_sec": "chains of all ranks per second of wall clock",
     "train/atoms_per_sec": "atoms of all ranks, the stars of every unit included, per second of wall clock",
     "train/padding_efficiency": "atoms over atoms with padding (chains x longest chain x largest unit, per micro-batch)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import platform
 import secrets
 import shutil
@@ -28,16 +29,17 @@ from foundation.data.loader import StepLoader, ValidationBatch, order_of, valida
 from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
 from foundation.track.console import Console
-from foundation.track.tracker import Tracker
+from foundation.track.tracker import Tracker, read_metrics
 from foundation.train import checkpoint
 from foundation.train.ema import EMA
 from foundation.train.engine import Engine
-from foundation.train.health import SkipGuard, StopRequest
+from foundation.train.health import SkipGuard, SpikeRule, StopRequest, check_same_everywhere
 from foundation.train.optim import learning_rate
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
 from foundation.train.saver import Saver
 from foundation.train.snapshot import TrainState
+from foundation.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 CONFIG, RUN, LOCK = "config.json", "run.json", "lock"
@@ -57,7 +59,14 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, out: Path, shards: str, *, rank: int = 0, world_size: int = 1, init_from: str | Path | None = None
+    config: RunConfig,
+    out: Path,
+    shards: str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    init_from: str | Path | None = None,
+    stop: StopRequest | None = None,
 ) -> TrainResult:
     """Train from the last committed checkpoint of out, or from the beginning, to config.train.num_steps.
 
@@ -71,29 +80,33 @@ def train(
         shards: folder or address of shards.
         rank, world_size: this process; MASTER_ADDR and MASTER_PORT name the group when world_size > 1 and there is none yet.
         init_from: run or checkpoint folder whose averaged weights start the run (a second phase); ignored once the run has a checkpoint.
+        stop: who asks to stop; None = signals to this process.
 
     Raises:
-        InputError: shards missing, checkpoint of another model, sizes that do not divide, or too many steps that are not finite.
-        Resumable: stopped by a signal after a checkpoint.
+        InputError: shards missing, checkpoint of another model, sizes that do not divide, ranks that differ, or too many steps skipped.
+        Resumable: stopped on request after a checkpoint.
     """
-    settings = config.train
+    settings, per_step = config.train, config.train.micro_batches_per_step
     opened = open_shards(shards)
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
     loader = StepLoader(
         opened,
         "train",
         order,
-        per_step=settings.micro_batches_per_step,
+        per_step=per_step,
         rank=rank,
         world_size=world_size,
         num_workers=config.data.num_workers,
         cache_mib=config.data.cache_mib,
     )
-    check_run_folder(out, config, opened.fingerprint)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    with ExitStack() as held, Ranks.start(rank, world_size) as ranks, reproducible(ranks.device), StopRequest() as stop:
+    start = Ranks.start(rank, world_size, settings.hang_timeout_sec)
+    with ExitStack() as held, start as ranks, reproducible(ranks.device), stop or StopRequest() as stop:
+        check_same_everywhere(ranks, config, opened.fingerprint, versions())
+        ranks.on_rank_zero(lambda: check_run_folder(out, config, opened.fingerprint))
         ranks.on_rank_zero(lambda: held.enter_context(sole_writer(out)))
+        watch = held.enter_context(Watchdog(out, rank, world_size, settings.hang_timeout_sec))
         engine, ema, state, saved = start_or_resume(config, out, opened, ranks, init_from)
         saver = held.enter_context(Saver(out, settings, engine, ema, saved))
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
@@ -103,30 +116,41 @@ def train(
             tracker = Tracker(out, first_step=state.step, config=state.config, track=config.track, run_id=run_id)
             console = Console(settings.num_steps, state.step, config.track.log_every)
         validation = fixed_batches(config, opened, ranks)
-        guard = SkipGuard(settings.max_consecutive_skips, settings.lr)
+        guard, spikes = SkipGuard(settings.max_consecutive_skips, settings.lr), SpikeRule(settings, loud=rank == 0)
+        if spikes.is_on:
+            ranks.on_rank_zero(lambda: spikes.recall(read_metrics(out / "metrics.jsonl")))
+            spikes.recent = ranks.gather(spikes.recent)[0]
         metrics: dict[str, float | None] = {}
         steps = loader.steps(state.samples_seen)
         stopped = False
         while state.step < settings.num_steps and not stopped:
             began = time.perf_counter()
             lr = learning_rate(state.step, settings)
+            watch.beat(state.step, "read")
             read = next(steps)
             seen: list[tuple[float, dict[str, Tensor]]] = []
             for micro in read.micro_batches:
+                watch.beat(state.step, "compute")
                 rng = generator(micro.noise_seed, ranks.device)
                 made = engine.forward(micro.batch.to(ranks.device), rng, micro.weight)
-                engine.backward(made.to_differentiate, last=micro is read.micro_batches[-1])
                 seen.append((micro.weight, {"loss": made.loss, **made.terms}))
+                last = micro is read.micro_batches[-1]
+                if last and spikes.is_on and spikes.judge(state.step + 1, agree(ranks, seen, False)[0]["loss"] / per_step):
+                    made = replace(made, to_differentiate=made.to_differentiate * math.nan)  # the finite check leaves the step out
+                engine.backward(made.to_differentiate, last=last)
+            watch.beat(state.step, "update")
             stepped = engine.step(lr)  # finite check, clipping and update, the same decision on every rank
             if stepped.applied:
                 ema.update(state.step)
 
             done = state.step + 1
+            watch.beat(state.step, "agree")
             totals, said = agree(ranks, seen, (stop.asked, saver.trouble))
             stopped = any(asked for asked, _ in said)
             seconds = time.perf_counter() - began
             state = replace(state, step=done, samples_seen=read.samples_seen, updates=state.updates + stepped.applied)
-            metrics = {f"train/{name}": total / settings.micro_batches_per_step for name, total in totals.items()}
+            metrics = {f"train/{name}": total / per_step for name, total in totals.items()}
+            spikes.see(metrics["train/loss"], applied=stepped.applied)
             metrics |= {
                 "train/lr": lr,
                 "train/grad_norm": stepped.grad_norm,
@@ -137,15 +161,17 @@ def train(
                 "train/samples_seen": read.samples_seen,
                 **saver.metrics(),
             }
-            last = done == settings.num_steps
-            if validation and (last or done % settings.validate_every == 0):
+            finished = done == settings.num_steps
+            watch.beat(state.step, "validate")
+            if validation and (finished or done % settings.validate_every == 0):
                 metrics |= validate(engine, validation, ranks)
             if tracker is not None and console is not None:
                 tracker.log(done, metrics)
                 console.show(done, metrics)
             guard.see(done, applied=stepped.applied)
             saver.heed(said[0][1])
-            if last or stopped or done % settings.checkpoint_every == 0:
+            watch.beat(state.step, "checkpoint")
+            if finished or stopped or done % settings.checkpoint_every == 0:
                 saver.save(state)  # a copy in memory; the rest beside the next steps
         steps.close()
         saved = saver.finish()

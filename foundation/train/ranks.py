@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,6 +16,12 @@ import torch.distributed as dist
 from foundation.errors import CheckpointError, InputError
 
 T = TypeVar("T")
+SHORTEST_TIMEOUT_SEC = 600.0  # ranks may start minutes apart
+
+
+def group_timeout(hang_timeout_sec: float) -> timedelta:
+    """How long a collective may wait: longer than the watchdog, which says more; without one, a day."""
+    return timedelta(seconds=max(SHORTEST_TIMEOUT_SEC, 2 * hang_timeout_sec)) if hang_timeout_sec else timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,12 @@ class Ranks:
     started_here: bool
 
     @classmethod
-    def start(cls, rank: int, world_size: int) -> Ranks:
+    def start(cls, rank: int, world_size: int, hang_timeout_sec: float = 0.0) -> Ranks:
         """Join the process group: the one that exists, the one that the environment names, or one of this process alone.
+
+        Args:
+            rank, world_size: this process.
+            hang_timeout_sec: of the watchdog; see group_timeout.
 
         Raises:
             InputError: several ranks are wanted but the environment does not say where they meet, or the existing group has another size.
@@ -58,12 +69,12 @@ class Ranks:
                 )
                 atexit.register(dist.destroy_process_group)
             elif "MASTER_ADDR" in os.environ:
-                dist.init_process_group(backend, rank=rank, world_size=world_size)
+                dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=group_timeout(hang_timeout_sec))
             else:
                 raise InputError(f"{world_size} ranks do not know where to meet (MASTER_ADDR is not set); start them with torchrun")
         if dist.get_world_size() != world_size:
             raise InputError(f"world_size {world_size} is not the size of the running process group, {dist.get_world_size()}; pass that")
-        words = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        words = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=group_timeout(hang_timeout_sec))
         return cls(rank, world_size, device, words, started_here)
 
     def gather(self, value: T) -> list[T]:

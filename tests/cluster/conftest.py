@@ -12,16 +12,18 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.train.conftest import shards as shards
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("data_shards", "foundation", "finetune", "cluster")
-START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 240, 5
+START_LIMIT_SEC, JOB_LIMIT_SEC, STOP_LIMIT_SEC = 90, 500, 5
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,32 @@ class Head:
     project: Path
     scratch: Path  # Ray's folder; every process of this head names it or descends from one that does
     environment: dict[str, str] = field(repr=False)
+    port: int  # of the cluster, for nodes that join
 
     def processes(self) -> list[psutil.Process]:
         """All processes of this head and of its jobs."""
         return processes_of(self.scratch)
+
+    def workers(self) -> list[psutil.Process]:
+        """Training processes of all jobs, oldest first."""
+        found = [p for p in self.processes() if "RayTrainWorker" in " ".join(p.cmdline())]
+        return sorted(found, key=lambda p: p.create_time())
+
+    def add_node(self, num_cpus: int) -> subprocess.Popen[bytes]:
+        """Another node on this machine, joined; it runs until its process group is killed, or the head ends."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        options = [f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1"]
+        options += [f"--object-store-memory={128 * 2**20}", f"--temp-dir={self.scratch}", "--disable-usage-stats", "--block"]
+        with (self.scratch / "node.log").open("w") as log:
+            node = subprocess.Popen(
+                [ray, "start", *options], cwd=self.project, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        end = time.monotonic() + START_LIMIT_SEC
+        while "Ray runtime started" not in (self.scratch / "node.log").read_text():
+            if node.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the node did not start:\n{(self.scratch / 'node.log').read_text()}")
+            time.sleep(0.2)
+        return node
 
     def submit(self, *arguments: str) -> Job:
         """`ray job submit ARGUMENTS` from the project root; waits for the end."""
@@ -86,7 +110,11 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the four rooms, so that jobs with relative paths write there and not into the checkout."""
-    folder = tmp_path_factory.mktemp("project")
+    return copy_project(tmp_path_factory.mktemp("project"))
+
+
+def copy_project(folder: Path) -> Path:
+    """The four rooms in another place."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / ".gitignore", folder)
@@ -96,6 +124,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def head(project: Path) -> Iterator[Head]:
     """Two CPUs, free ports, a token of its own, nothing in the home folder; gone at the end of the session."""
+    with started_head(project, num_cpus=2) as running:
+        yield running
+
+
+@contextmanager
+def started_head(project: Path, num_cpus: int) -> Iterator[Head]:
+    """A head in the root of a project; everything that it started ends with it."""
     port, dashboard, agent, client = free_ports(4)
     scratch = Path(tempfile.mkdtemp(prefix="ray"))  # short: it holds sockets, whose paths have a limit
     token = secrets.token_hex(16)
@@ -107,7 +142,7 @@ def head(project: Path) -> Iterator[Head]:
         "dashboard-agent-listen-port": agent,
         "ray-client-server-port": client,
         "node-ip-address": "127.0.0.1",
-        "num-cpus": 2,
+        "num-cpus": num_cpus,
         "object-store-memory": 128 * 2**20,
         "temp-dir": scratch,
     }
@@ -118,7 +153,7 @@ def head(project: Path) -> Iterator[Head]:
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_until_up(address, process, scratch / "head.log")
-        yield Head(project, scratch, {**environment, "RAY_ADDRESS": address})
+        yield Head(project, scratch, {**environment, "RAY_ADDRESS": address}, port)
     finally:
         family = processes_of(scratch)
         process.terminate()

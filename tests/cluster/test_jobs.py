@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,21 +68,3 @@ def test_shards_are_built_as_a_job(head: Head) -> None:
     again = head.submit("--", "cluster/preprocess.yaml", *small)
     assert again.exit_code == 0, again.log
     assert "holds this build already, and every checksum is right" in again.log
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_killed_worker_costs_no_step(head: Head, smoke: Job) -> None:
-    """SIGKILL of one worker: the group starts again from the last checkpoint, and metrics.jsonl holds each step once."""
-    run = head.project / "runs/killed"
-    arguments = ("shards=runs/smoke/shards", "out=runs/killed", "recipe=polyconfm_tiny", "train.num_steps=40", "train.checkpoint_every=4")
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(head.submit, "cluster/pretrain.yaml", *arguments, *TINY)
-        while (not job.done() and not (run / "metrics.jsonl").exists()) or len(steps(run)) < 6:
-            time.sleep(0.2)
-        victims = [p for p in head.processes() if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert len(victims) == 2
-        victims[-1].kill()
-        done = job.result()
-    assert done.exit_code == 0, done.log
-    assert steps(run) == list(range(1, 41))

@@ -49,6 +49,25 @@ def test_cores_of_a_worker_count() -> None:
     assert chosen.num_workers == 2
 
 
+@pytest.mark.parametrize(
+    ("cpus", "resources", "workers"),
+    [
+        (4, {}, (4, 1)),
+        (4, {"min_workers": 2}, (4, 2)),
+        (4, {"min_workers": 3}, (4, 4)),
+        (2, {"max_workers": 6}, (4, 1)),
+        (4, {"max_workers": 3}, (2, 1)),
+        (4, {"num_workers": 2}, (2, 2)),
+        (4, {"num_workers": 4, "min_workers": 1}, (4, 1)),
+        (3, {"num_workers": 4, "min_workers": 2}, (4, 2)),
+    ],
+)
+def test_sizes_after_a_loss_lie_between_the_fewest_and_the_most(cpus: int, resources: dict[str, int], workers: tuple[int, int]) -> None:
+    """All share four micro-batches; a size that the cluster lacks now is waited for."""
+    chosen = plan({"CPU": cpus}, {"train.micro_batches_per_step": 4}, resources=resources)
+    assert (chosen.num_workers, chosen.min_workers) == workers
+
+
 def test_overrides_reach_the_recipe_and_text_numbers_are_numbers() -> None:
     chosen = plan({"CPU": 2}, {"train.num_steps": 7, "train.lr": "1e-4", "train.precision": "bf16", "deepspeed.wall_clock_breakdown": True})
     assert (chosen.config.train.num_steps, chosen.config.train.lr, chosen.config.train.precision) == (7, 1e-4, "bf16")
@@ -66,6 +85,13 @@ def test_overrides_reach_the_recipe_and_text_numbers_are_numbers() -> None:
             {"train.micro_batches_per_step": 4},
             {"resources": {"num_workers": 3}},
             "train.micro_batches_per_step 4 must be a multiple of resources.num_workers 3; set train.micro_batches_per_step=3",
+        ),
+        ({"CPU": 1}, {}, {"resources": {"min_workers": 2}}, "the job needs 2 x 1 CPU, the cluster has 1 CPU and 0 GPU"),
+        (
+            {"CPU": 8},
+            {"train.micro_batches_per_step": 4},
+            {"resources": {"min_workers": 5}},
+            "no number of workers from 5 to 8 divides train.micro_batches_per_step 4; set train.micro_batches_per_step=8",
         ),
         ({"CPU": 2}, {"train.num_stepz": 4}, {}, "unknown key 'train.num_stepz'; did you mean 'train.num_steps'?"),
         ({"CPU": 2}, {}, {"recipe": "polyconfm_tny"}, "unknown recipe 'polyconfm_tny'; did you mean 'polyconfm_tiny'?"),
@@ -87,5 +113,5 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_the_plan_reads_as_a_few_lines() -> None:
     text = "\n".join(plan({"CPU": 4, "GPU": 2}, {"train.micro_batches_per_step": 2}).lines())
-    assert "workers  2 x (1 GPU + 1 CPU), at most 3 restarts" in text
+    assert "workers  2 x (1 GPU + 1 CPU), at least 1 after a loss, at most 3 restarts without progress" in text
     assert "recipe   polyconfm_small" in text

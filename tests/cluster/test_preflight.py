@@ -21,7 +21,7 @@ from data_shards.manifest import Funnel, Manifest, ShardEntry
 from data_shards.reader import ShardSet
 from foundation.recipes import get_recipe
 
-PLAN = Plan(get_recipe("polyconfm_tiny"), "/data/shards", "/data/run", 1, 0.0, 1.0, 0, "checksums", ())
+PLAN = Plan(get_recipe("polyconfm_tiny"), "/data/shards", "/data/run", 1, 1, 0.0, 1.0, 0, 60.0, "checksums", ())
 GOOD = NodeView("node-a", "abc", "", 10 * 2**30, ("Python 3.11.7", "torch 2.13.0"))
 
 

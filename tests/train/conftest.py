@@ -36,7 +36,11 @@ STEPS = ("train.num_steps=12", "train.checkpoint_every=3", "train.validate_every
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Ten polymers, 6 units, 2 conformations, built by the real pipeline."""
-    folder = tmp_path_factory.mktemp("shards")
+    return build_shards(tmp_path_factory.mktemp("shards"))
+
+
+def build_shards(folder: Path) -> str:
+    """Ten polymers, 6 units, 2 conformations, built by the real pipeline."""
     table = folder / "polymers.csv"
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["psmiles"], *([p] for p in TRAIN)])
