@@ -38,6 +38,17 @@ class DataConfig(Strict):
     token_budget: int = Field(4096, ge=1, description="atoms of one micro-batch, padding not counted; a longer chain comes alone")
     num_workers: int = Field(0, ge=0, description="processes that read and decode ahead; 0 = in the training process")
     cache_mib: int = Field(512, ge=0, description="decoded samples kept in memory by each reading process, MiB")
+    patience_sec: float = Field(300, ge=0, description="how long storage that fails is asked again before the run stops, resumable")
+    worker_timeout_sec: float = Field(900, gt=0, description="how long a reading process is awaited before another takes its place")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.worker_timeout_sec <= self.patience_sec:
+            raise ValueError(
+                f"worker_timeout_sec {self.worker_timeout_sec:g} must be above patience_sec {self.patience_sec:g}, or a process that waits"
+                f" for storage is taken for dead; set data.worker_timeout_sec={2 * self.patience_sec + 60:g}"
+            )
+        return self
 
 
 class TrainConfig(Strict):

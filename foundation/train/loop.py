@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from data_shards.console import Resumable
 from data_shards.manifest import write_atomic
-from data_shards.reader import ShardSet, open_shards
+from data_shards.mixture import Mixture, Sources, open_mixture
 from foundation.config import RunConfig
-from foundation.data.loader import StepLoader, ValidationBatch, order_of, validation_batches
+from foundation.data.loader import Reading, StepLoader, ValidationBatch, order_of, validation_batches
 from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
 from foundation.track.console import Console
@@ -54,7 +55,7 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, out: Path, shards: str, *, rank: int = 0, world_size: int = 1, init_from: str | Path | None = None
+    config: RunConfig, out: Path, shards: str | Sources, *, rank: int = 0, world_size: int = 1, init_from: str | Path | None = None
 ) -> TrainResult:
     """Train from the last committed checkpoint of out, or from the beginning, to config.train.num_steps.
 
@@ -65,7 +66,7 @@ def train(
     Args:
         config: whole run.
         out: run folder.
-        shards: folder or address of shards.
+        shards: folder or address of shards, or several with their weights.
         rank, world_size: this process; MASTER_ADDR and MASTER_PORT name the group when world_size > 1 and there is none yet.
         init_from: run or checkpoint folder whose averaged weights start the run (a second phase); ignored once the run has a checkpoint.
 
@@ -74,18 +75,10 @@ def train(
         Resumable: stopped by a signal after a checkpoint.
     """
     settings = config.train
-    opened = open_shards(shards)
+    opened = open_mixture(shards)
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
-    loader = StepLoader(
-        opened,
-        "train",
-        order,
-        per_step=settings.micro_batches_per_step,
-        rank=rank,
-        world_size=world_size,
-        num_workers=config.data.num_workers,
-        cache_mib=config.data.cache_mib,
-    )
+    reading = Reading(**config.data.model_dump(exclude={"token_budget"}))
+    loader = StepLoader(opened, "train", order, reading, per_step=settings.micro_batches_per_step, rank=rank, world_size=world_size)
     check_run_folder(out, config, opened.fingerprint)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -98,7 +91,7 @@ def train(
             run_id = json.loads((out / RUN).read_text(encoding="utf-8"))["run_id"]
             tracker = Tracker(out, first_step=state.step, config=state.config, track=config.track, run_id=run_id)
             console = Console(settings.num_steps, state.step, config.track.log_every)
-        validation = fixed_batches(config, opened, ranks)
+        validation = fixed_batches(config, opened, reading, ranks)
         guard = SkipGuard(settings.max_consecutive_skips, settings.lr)
         metrics: dict[str, float | None] = {}
         steps = loader.steps(state.samples_seen)
@@ -134,7 +127,7 @@ def train(
             }
             last = done == settings.num_steps
             if validation and (last or done % settings.validate_every == 0):
-                metrics |= validate(engine, validation, ranks)
+                metrics |= validate(engine, validation, ranks, opened.weights)
             if tracker is not None and console is not None:
                 tracker.log(done, metrics)
                 console.show(done, metrics)
@@ -152,7 +145,7 @@ def train(
 
 
 def start_or_resume(
-    config: RunConfig, out: Path, shards: ShardSet, ranks: Ranks, init_from: str | Path | None
+    config: RunConfig, out: Path, shards: Mixture, ranks: Ranks, init_from: str | Path | None
 ) -> tuple[Engine, EMA, TrainState, Path | None]:
     """Model, optimiser and average at the last committed checkpoint of out, or at the beginning, with the state and that checkpoint."""
     settings = config.train
@@ -194,24 +187,33 @@ def agree(ranks: Ranks, seen: Sequence[tuple[float, Mapping[str, Tensor]]], stop
     return totals, [asked for _, asked in everyone]
 
 
-def fixed_batches(config: RunConfig, shards: ShardSet, ranks: Ranks) -> list[ValidationBatch]:
+def fixed_batches(config: RunConfig, shards: Mixture, reading: Reading, ranks: Ranks) -> list[ValidationBatch]:
     """This rank's validation batches; none, with a word about it, where the shards have no validation split."""
-    count = config.train.num_val_batches
-    if count and not shards.samples("val"):
+    count, budget = config.train.num_val_batches, config.data.token_budget
+    if count and not shards.count("val"):
         log.warning("%s has no validation split; training goes on without val/ metrics", shards.path)
-        count = 0
-    return validation_batches(shards, token_budget=config.data.token_budget, count=count, rank=ranks.rank, world_size=ranks.world_size)
+    return validation_batches(shards, reading, token_budget=budget, count=count, rank=ranks.rank, world_size=ranks.world_size)
 
 
-def validate(engine: Engine, batches: Sequence[ValidationBatch], ranks: Ranks) -> dict[str, float]:
-    """Mean over the chains of the fixed validation batches, with fixed noise."""
+def validate(engine: Engine, batches: Sequence[ValidationBatch], ranks: Ranks, weights: Sequence[Fraction]) -> dict[str, float]:
+    """Means over the chains of the fixed validation batches of each shard set, with fixed noise, and their mean by the sets' weights."""
     seen = []
     for fixed in batches:
         made = engine.evaluate(fixed.batch.to(ranks.device), generator(fixed.noise_seed, ranks.device))
-        seen.append((fixed.weight, {"loss": made.loss, **made.terms}))
+        values = {"loss": made.loss, **made.terms, "chains": torch.ones_like(made.loss)}
+        seen.append((fixed.weight, {f"{fixed.source}/{name}": value for name, value in values.items()}))
     totals, _ = agree(ranks, seen, False)
-    chains = sum(ranks.gather(sum(fixed.weight for fixed in batches)))
-    return {f"val/{name}": total / chains for name, total in totals.items()}
+    by_set: dict[int, dict[str, float]] = {}
+    for key, total in totals.items():
+        source, _, name = key.partition("/")
+        by_set.setdefault(int(source), {})[name] = total / totals[f"{source}/chains"]
+    there = float(sum(weights[source] for source in by_set))
+    means: dict[str, float] = {}
+    for source, values in sorted(by_set.items()):
+        share = float(weights[source]) / there
+        for name in (key for key in values if key != "chains"):
+            means[f"val/{name}"] = means.get(f"val/{name}", 0.0) + share * values[name]
+    return means | ({f"val/loss_of_set_{source + 1}": values["loss"] for source, values in by_set.items()} if len(weights) > 1 else {})
 
 
 # -------------------------------------------------------------------------------------------------------------------- run folder
@@ -258,7 +260,7 @@ def sole_writer(out: Path) -> Iterator[None]:
             raise
 
 
-def describe_run(out: Path, config: RunConfig, shards: ShardSet, world_size: int) -> None:
+def describe_run(out: Path, config: RunConfig, shards: Mixture, world_size: int) -> None:
     """config.json and run.json: what ran, on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
