@@ -31,7 +31,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     for split in SPLITS:
         with ShardWriter(folder / f"{split}-00000.tar") as writer:
             for number, chain in enumerate(splits[split]):
-                made = _renamed(sample(*chain), sample_key(*chain, number))
+                made = renamed(sample(*chain), sample_key(*chain, number))
                 shape = made.topology.num_atoms, len(made.heavy_ang)
                 writer.write(encode(made), SampleEntry(made.key, chain[0], chain[0], 0, 0, chain[1], *shape))
             entries[split] = (writer.commit(),)
@@ -40,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     return open_mixture(str(folder))
 
 
-def _renamed(chain: PolymerSample, key: str) -> PolymerSample:
+def renamed(chain: PolymerSample, key: str) -> PolymerSample:
     from dataclasses import replace
 
     return replace(chain, key=key)
