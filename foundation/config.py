@@ -23,6 +23,8 @@ DERIVED_KEYS = {
     "scheduler": "train.lr, train.warmup_fraction and train.min_lr_fraction",
     "fp16": "train.precision=bf16",
     "zero_optimization.stage": "train.zero_stage",
+    "zero_optimization.offload_optimizer.device": "train.offload",
+    "zero_optimization.offload_param.device": "train.offload",
 }
 
 
@@ -66,6 +68,15 @@ class TrainConfig(Strict):
     micro_batches_per_step: int = Field(2, ge=1, description="micro-batches of one optimiser step over all ranks; ranks must divide it")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's arithmetic; weights and geometry are always fp32")
+    activation_checkpointing: bool = Field(
+        False, description="compute the inside of layers again in the backward pass instead of keeping it: the same numbers, less memory"
+    )
+    offload: Literal["none", "optimizer", "optimizer+parameters"] = Field(
+        "none", description="what lies in host memory instead of on the device; optimizer needs zero_stage 1 to 3, parameters stage 3"
+    )
+    memory_check: Literal["auto", "on", "off"] = Field(
+        "auto", description="before the first step, try the largest micro-batches of the coming epoch; auto: where there is a GPU"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="committed checkpoints kept")
     validate_every: int = Field(200, ge=1, description="steps between validations")
@@ -77,6 +88,9 @@ class TrainConfig(Strict):
     def _relations(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must both be in [0, 1); set train.betas=[0.9,0.95]")
+        lowest = {"none": 0, "optimizer": 1, "optimizer+parameters": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(f"offload {self.offload} needs zero_stage {lowest} or more, not {self.zero_stage}; set train.zero_stage={lowest}")
         return self
 
 

@@ -98,3 +98,7 @@ class Blend:
     def padded_atoms(self, micro: MicroBatch) -> int:
         """The same with padding."""
         return self.orders[micro.source].padded_atoms(micro)
+
+    def shape(self, micro: MicroBatch) -> tuple[int, int, int]:
+        """Chains, units of the longest chain, atoms of the largest unit."""
+        return self.orders[micro.source].shape(micro)

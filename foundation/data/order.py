@@ -9,6 +9,7 @@ epochs, so no sample is left out and none comes twice in an epoch. The state of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -113,8 +114,12 @@ class Order:
         return sum(self.num_units[i] * self.atoms_per_unit[i] for i in micro.samples)
 
     def padded_atoms(self, micro: MicroBatch) -> int:
-        """The same with padding: chains x units of the longest chain x atoms of the largest unit."""
-        return len(micro.samples) * max(self.num_units[i] for i in micro.samples) * max(self.atoms_per_unit[i] for i in micro.samples)
+        """The same with padding."""
+        return math.prod(self.shape(micro))
+
+    def shape(self, micro: MicroBatch) -> tuple[int, int, int]:
+        """Chains, units of the longest chain, atoms of the largest unit."""
+        return len(micro.samples), max(self.num_units[i] for i in micro.samples), max(self.atoms_per_unit[i] for i in micro.samples)
 
 
 def _plan(order: Order, epoch: int) -> list[MicroBatch]:

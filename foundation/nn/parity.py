@@ -114,6 +114,8 @@ class GradedMLP(nn.Module):
 class OddReadout(nn.Module):
     """One pseudoscalar from graded features: (...,), zero at the start of training."""
 
+    recomputable = True
+
     def __init__(self, source: Width, width: Width) -> None:
         super().__init__()
         self.mix = GradedMLP(source, width, expand=2)
@@ -177,6 +179,8 @@ class Block(nn.Module):
     Source: Peebles and Xie, DiT, arXiv 2212.09748, section 3.2. Differs: graded; odd features are scaled by even ones and
     shifted by odd ones.
     """
+
+    recomputable = True  # train.activation_checkpointing
 
     def __init__(self, width: Width, num_heads: int, condition: Width | None = None) -> None:
         super().__init__()

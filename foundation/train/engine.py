@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from foundation.batch import Batch
 from foundation.config import RunConfig
 from foundation.objectives.base import LossOut
+from foundation.train.memory import recompute_activations
 from foundation.train.optim import build_optimizer
 from foundation.train.ranks import Ranks
 
@@ -83,6 +84,10 @@ def deepspeed_config(config: RunConfig, world_size: int, num_trained: int) -> di
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+    if train.offload != "none":
+        derived["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if train.offload == "optimizer+parameters":
+        derived["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return _merge(derived, config.deepspeed)
 
 
@@ -113,6 +118,8 @@ class Engine:
         self.ranks, self.zero_stage, self.grad_clip = ranks, config.train.zero_stage, config.train.grad_clip
         native_bf16 = bool(config.deepspeed.get("bf16", {}).get("enabled"))
         wrapped = _Weighted(objective, config.train.precision == "bf16" or native_bf16).to(ranks.device)
+        if config.train.activation_checkpointing:
+            recompute_activations(wrapped)
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         numbers = sum(p.numel() for p in trained)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(

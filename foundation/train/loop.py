@@ -34,6 +34,7 @@ from foundation.train.checkpoint import TrainState
 from foundation.train.ema import EMA
 from foundation.train.engine import Engine
 from foundation.train.health import SkipGuard, StopRequest
+from foundation.train.memory import rehearse
 from foundation.train.optim import learning_rate
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
@@ -85,6 +86,10 @@ def train(
     with ExitStack() as held, Ranks.start(rank, world_size) as ranks, reproducible(ranks.device), StopRequest() as stop:
         ranks.on_rank_zero(lambda: held.enter_context(sole_writer(out)))
         engine, ema, state, saved = start_or_resume(config, out, opened, ranks, init_from)
+        rehearsed = rehearse(engine, config, order, state.samples_seen, loader.reader.batch)  # before anything is written
+        if rehearsed is not None and rank == 0:
+            peak = f" at most {rehearsed.peak_bytes / 2**30:.2f} GiB in use" if rehearsed.peak_bytes else ""
+            log.info("memory check: the largest micro-batches fit,%s %.1f s", peak, rehearsed.seconds)
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
         tracker = console = None
         if rank == 0:

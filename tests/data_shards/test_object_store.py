@@ -272,7 +272,7 @@ def test_reading_processes_reach_the_store(folder: Path, uploaded: str, gateway:
             for one, two in zip(a.micro_batches, b.micro_batches, strict=True):
                 pairs = [(getattr(one.batch, field.name), getattr(two.batch, field.name)) for field in fields(Batch)]
                 assert all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
-    shards = open_shards(uploaded)
+    shards = open_mixture(uploaded)
     gateway.fault = lambda method, path: 403
     with pytest.raises(InputError, match="told to fail"):
         steps(shards, 2)
