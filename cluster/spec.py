@@ -45,7 +45,7 @@ class PretrainSpec(Strict):
     kind: Literal["pretrain"]
     recipe: str = Field("auto", description="recipe of foundation.pretrain; auto: polyconfm_small on GPUs, polyconfm_tiny on CPUs")
     shards: str | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        description="shard folder or fsspec address, or several with the share of each (path: weight); relative to where the head was started"
+        description="shard folder or fsspec address, or several with the share of each (path: weight); relative to where the head started"
     )
     out: str = Field(description="run folder; must be seen by every node")
     overrides: dict[str, Any] = Field(default_factory=dict, description="dotted keys of the recipe, such as train.num_steps")

@@ -90,7 +90,9 @@ class TrainConfig(Strict):
             raise ValueError(f"betas {list(self.betas)} must both be in [0, 1); set train.betas=[0.9,0.95]")
         lowest = {"none": 0, "optimizer": 1, "optimizer+parameters": 3}[self.offload]
         if self.zero_stage < lowest:
-            raise ValueError(f"offload {self.offload} needs zero_stage {lowest} or more, not {self.zero_stage}; set train.zero_stage={lowest}")
+            raise ValueError(
+                f"offload {self.offload} needs zero_stage {lowest} or more, not {self.zero_stage}; set train.zero_stage={lowest}"
+            )
         return self
 
 

@@ -107,7 +107,8 @@ def plan(config: RunConfig, shards: Mixture, start: str, world_size: int) -> str
     )
     for place, (opened, weight, lost) in enumerate(zip(shards.sets, shards.weights, shards.left_out, strict=True)):
         if len(shards.sets) > 1:
-            text += f"\n  set {place + 1}: {float(weight):.1%} of the samples from {len(shards.samples('train')[place])} chains of {opened.path}"
+            size = len(shards.samples("train")[place])
+            text += f"\n  set {place + 1}: {float(weight):.1%} of the samples from {size} chains of {opened.path}"
             text += f"; {lost} left out, their polymers are in val or test of another set" if lost else ""
     return text
 

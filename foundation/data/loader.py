@@ -230,7 +230,10 @@ def validation_batches(
     mine = [rank + world_size * k for k in range(share)]
     return [
         ValidationBatch(
-            reader.batch(plan[k % len(plan)]), plan[k % len(plan)].noise_seed, float(len(plan[k].samples)) if k < len(plan) else 0.0, plan[k % len(plan)].source
+            reader.batch(plan[k % len(plan)]),
+            plan[k % len(plan)].noise_seed,
+            float(len(plan[k].samples)) if k < len(plan) else 0.0,
+            plan[k % len(plan)].source,
         )
         for k in mine
     ]

@@ -141,8 +141,8 @@ class Readers(Generic[Q, A]):
                 log.warning("a reading process %s; another takes its place and the order stays", why)
                 self._replace(place)
         raise StorageError(
-            f"{MOST_REPLACED + 1} reading processes in a row ended over the same micro-batch (the last {why}); look at the machine's memory and"
-            " the storage, or lower data.num_workers and data.cache_mib"
+            f"{MOST_REPLACED + 1} reading processes in a row ended over the same micro-batch (the last {why}); look at the machine's memory"
+            " and the storage, or lower data.num_workers and data.cache_mib"
         )
 
     def _replace(self, place: int) -> None:

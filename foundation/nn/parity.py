@@ -86,7 +86,8 @@ class GradedNorm(nn.Module):
         self.odd = nn.RMSNorm(width.odd, eps=1e-2, elementwise_affine=affine)
 
     def forward(self, x: Graded) -> Graded:
-        return Graded(self.even(x.even), self.odd(x.odd))
+        odd = x.odd if self.odd.weight is None else x.odd.to(self.odd.weight.dtype)  # autocast does this for LayerNorm alone
+        return Graded(self.even(x.even), self.odd(odd))
 
 
 class GradedMLP(nn.Module):

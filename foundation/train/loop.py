@@ -208,17 +208,15 @@ def validate(engine: Engine, batches: Sequence[ValidationBatch], ranks: Ranks, w
         values = {"loss": made.loss, **made.terms, "chains": torch.ones_like(made.loss)}
         seen.append((fixed.weight, {f"{fixed.source}/{name}": value for name, value in values.items()}))
     totals, _ = agree(ranks, seen, False)
-    by_set: dict[int, dict[str, float]] = {}
-    for key, total in totals.items():
-        source, _, name = key.partition("/")
-        by_set.setdefault(int(source), {})[name] = total / totals[f"{source}/chains"]
-    there = float(sum(weights[source] for source in by_set))
-    means: dict[str, float] = {}
-    for source, values in sorted(by_set.items()):
-        share = float(weights[source]) / there
-        for name in (key for key in values if key != "chains"):
-            means[f"val/{name}"] = means.get(f"val/{name}", 0.0) + share * values[name]
-    return means | ({f"val/loss_of_set_{source + 1}": values["loss"] for source, values in by_set.items()} if len(weights) > 1 else {})
+    there = [place for place in range(len(weights)) if f"{place}/chains" in totals]  # sets with a validation split
+    metrics: dict[str, float] = {}
+    for place in there:
+        share, chains = float(weights[place] / sum(weights[k] for k in there)), totals[f"{place}/chains"]
+        for name in (key.partition("/")[2] for key in totals if key.startswith(f"{place}/") and key != f"{place}/chains"):
+            metrics[f"val/{name}"] = metrics.get(f"val/{name}", 0.0) + share * (totals[f"{place}/{name}"] / chains)
+        if len(weights) > 1:
+            metrics[f"val/loss_of_set_{place + 1}"] = totals[f"{place}/loss"] / chains
+    return metrics
 
 
 # -------------------------------------------------------------------------------------------------------------------- run folder

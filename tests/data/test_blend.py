@@ -79,7 +79,13 @@ def test_the_stream_goes_on_from_one_integer(blend: Blend, k: int) -> None:
     taken = take(blend, 0, 160)
     seen = taken[k].seen
     assert take(blend, seen, 160 - k - 1) == taken[k + 1 :]
-    fresh = Blend(tuple(order_of(list(zip(o.atoms_per_unit, o.num_units, o.num_conformations, strict=True)), o.seed, o.token_budget) for o in blend.orders), blend.weights)
+    fresh = Blend(
+        tuple(
+            order_of(list(zip(o.atoms_per_unit, o.num_units, o.num_conformations, strict=True)), o.seed, o.token_budget)
+            for o in blend.orders
+        ),
+        blend.weights,
+    )
     assert fresh.position(seen) == blend.position(seen)
     ends = {micro.seen for micro in taken}
     for inside in set(range(1, taken[40].seen)) - ends:

@@ -105,7 +105,9 @@ def test_a_polymer_held_out_of_one_set_is_trained_on_in_none(sets: tuple[str, st
         open_mixture({sets[1]: 1, third: 1})
 
 
-def steps_of(sets: tuple[str, str], *, rank: int = 0, world_size: int = 1, num_workers: int = 0, seen: int = 0, count: int = 6) -> list[Any]:
+def steps_of(
+    sets: tuple[str, str], *, rank: int = 0, world_size: int = 1, num_workers: int = 0, seen: int = 0, count: int = 6
+) -> list[Any]:
     shards = open_mixture({sets[0]: 3, sets[1]: 1})
     order = order_of(shards, "train", 5, 60)
     assert isinstance(order, Blend)
@@ -195,7 +197,9 @@ def test_an_outage_stops_the_run_resumable(flaky: str, num_workers: int) -> None
     how = Reading(num_workers, patience_sec=3.0)
     made = StepLoader(shards, "train", order_of(shards, "train", 5, 60), how, per_step=2).steps()
     FlakyFileSystem.failures = 1_000_000
-    with pytest.raises(Resumable, match=r"set/train-000000.tar cannot be used \(ConnectionResetError: peer is gone\); .* the same command con"):
+    with pytest.raises(
+        Resumable, match=r"set/train-000000.tar cannot be used \(ConnectionResetError: peer is gone\); .* the same command con"
+    ):
         next(made)
 
 
@@ -272,5 +276,7 @@ def test_a_process_that_dies_again_and_again_stops_the_run_resumable(sets: tuple
     monkeypatch.setattr(ShardSet, "read", dying)
     shards = open_mixture(sets[0])
     made = StepLoader(shards, "train", order_of(shards, "train", 5, 60), Reading(1), per_step=2).steps()
-    with pytest.raises(Resumable, match=r"4 reading processes in a row ended over the same micro-batch .* lower data.num_workers and data.cach"):
+    with pytest.raises(
+        Resumable, match=r"4 reading processes in a row ended over the same micro-batch .* lower data.num_workers and data.cach"
+    ):
         next(made)

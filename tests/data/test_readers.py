@@ -77,7 +77,9 @@ def test_a_question_that_always_kills_ends_in_one_sentence(tmp_path: Path, caplo
 
     answers = Readers(poisoned, 2, timeout_sec=60).answers(itertools.count())
     assert [next(answers) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(StorageError, match=r"^4 reading processes in a row ended over the same micro-batch \(the last was killed by SIGKILL"):
+    with pytest.raises(
+        StorageError, match=r"^4 reading processes in a row ended over the same micro-batch \(the last was killed by SIGKILL"
+    ):
         next(answers)
     assert (tmp_path / "tries").read_text() == "x" * (MOST_REPLACED + 1)
     assert len(caplog.records) == MOST_REPLACED
@@ -121,4 +123,3 @@ def test_processes_end_when_the_trainer_is_killed() -> None:
     trainer.kill()
     trainer.wait()
     wait_until(lambda: not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids))
-
