@@ -23,7 +23,7 @@ class Plan:
     """One training job, every choice made."""
 
     config: RunConfig
-    shards: str  # absolute path or fsspec address
+    shards: str | dict[str, float]  # absolute path or fsspec address, or several with their weights
     out: str  # absolute path
     num_workers: int  # at the start, and the most after a restart
     min_workers: int  # fewest after a restart
@@ -42,11 +42,16 @@ class Plan:
         tries = f"at most {self.max_failures} restarts without progress"
         return [
             f"recipe   {self.config.recipe}, {train.num_steps} steps, {train.micro_batches_per_step} micro-batches a step",
-            f"shards   {self.shards}",
+            f"shards   {shown(self.shards)}",
             f"out      {self.out}",
             f"workers  {self.num_workers} x ({device}{self.cpus_per_worker:g} CPU){fewest}, {tries}",
             *(f"note     {note}" for note in self.notes),
         ]
+
+
+def shown(shards: str | Mapping[str, float]) -> str:
+    """Shards as one would type them."""
+    return shards if isinstance(shards, str) else " ".join(f"{path}={weight:g}" for path, weight in shards.items())
 
 
 def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
@@ -103,7 +108,7 @@ def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
         raise InputError(f"out {spec.out!r} must be a folder that every node sees, such as one on NFS; checkpoints are committed by rename")
     return Plan(
         config=config,
-        shards=resolve(spec.shards),
+        shards=resolve(spec.shards) if isinstance(spec.shards, str) else {resolve(path): weight for path, weight in spec.shards.items()},
         out=resolve(spec.out),
         num_workers=num_workers,
         min_workers=min_workers,

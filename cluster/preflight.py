@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.plan import shown
 from data_shards.errors import InputError, ShardError
 
 if TYPE_CHECKING:
     from cluster.plan import Plan
-    from data_shards.reader import ShardSet
+    from data_shards.mixture import Mixture
     from foundation.config import RunConfig
 
 BYTES_PER_PARAMETER = 16  # of a checkpoint: weights, their average and the two moments of AdamW, each float32
@@ -40,9 +41,9 @@ def check(plan: Plan) -> list[str]:
     Raises:
         InputError: one sentence for the first check that failed.
     """
-    from data_shards.reader import open_shards
+    from data_shards.mixture import open_mixture
 
-    opened = open_shards(plan.shards)
+    opened = open_mixture(plan.shards)
     lines = [_check_splits(opened)]
     lines.append(_check_start(plan, opened.fingerprint))
     lines.append(_check_nodes(plan, opened.fingerprint))
@@ -50,8 +51,8 @@ def check(plan: Plan) -> list[str]:
     return lines
 
 
-def _check_splits(opened: ShardSet) -> str:
-    counts = {split: len(opened.samples(split)) for split in ("train", "val", "test")}
+def _check_splits(opened: Mixture) -> str:
+    counts = {split: opened.count(split) for split in ("train", "val", "test")}
     if not counts["train"]:
         fix = "build more polymers or lower --val-fraction and --test-fraction"
         raise InputError(f"{opened.path} holds 0 training samples, at least 1 is needed; {fix}")
@@ -101,16 +102,16 @@ def _check_nodes(plan: Plan, fingerprint: str) -> str:
     return judge_nodes(views, plan, fingerprint, needed)
 
 
-def view_from_node(shards: str, out: str) -> NodeView:
+def view_from_node(shards: str | dict[str, float], out: str) -> NodeView:
     """What this node sees; runs as a Ray task."""
     import platform
     from importlib.metadata import version
 
-    from data_shards.reader import open_shards
+    from data_shards.mixture import open_mixture
 
     try:
-        fingerprint, problem = open_shards(shards).fingerprint, ""
-    except ShardError as error:
+        fingerprint, problem = open_mixture(shards).fingerprint, ""
+    except InputError as error:
         fingerprint, problem = None, str(error)
     free = shutil.disk_usage(out).free if Path(out).is_dir() else -1
     versions = (f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in ("torch", "deepspeed", "ray")))
@@ -133,7 +134,7 @@ def judge_nodes(views: list[NodeView], plan: Plan, fingerprint: str, needed_byte
         if view.fingerprint is None:
             raise InputError(f"node {view.host} does not see the shards ({view.problem}); put them on a folder that every node sees")
         if view.fingerprint != fingerprint:
-            raise InputError(f"node {view.host} sees other shards in {plan.shards}; put them on a folder that every node sees")
+            raise InputError(f"node {view.host} sees other shards in {shown(plan.shards)}; put them on a folder that every node sees")
         if view.free_bytes < 0:
             raise InputError(f"node {view.host} does not see the run folder {plan.out}; choose a folder that every node sees with out=...")
         if view.free_bytes < needed_bytes:
@@ -148,18 +149,18 @@ def judge_nodes(views: list[NodeView], plan: Plan, fingerprint: str, needed_byte
     return f"nodes: {len(views)} see the shards and the run folder, {room:.1f} GiB free of {needed_bytes / 2**30:.2f} needed"
 
 
-def _check_contents(opened: ShardSet, verify: str) -> str:
+def _check_contents(opened: Mixture, verify: str) -> str:
     """Checksums of all shards, one Ray task each."""
     import ray
 
-    listed = list(opened.manifest.shards())
+    listed = [(one, shard) for one in opened.sets for _, shard in one.manifest.shards()]
     if verify == "sizes":
         return f"contents: {len(listed)} shards have the right sizes; checksums not read (verify: sizes)"
     task = ray.remote(num_cpus=1)(sha256_of)
-    for (_, shard), digest in zip(listed, ray.get([task.remote(opened.address(shard)) for _, shard in listed]), strict=True):
+    for (one, shard), digest in zip(listed, ray.get([task.remote(one.address(shard)) for one, shard in listed]), strict=True):
         if digest != shard.sha256:
             raise ShardError(
-                f"{opened.path}/{shard.name} has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}; "
+                f"{one.path}/{shard.name} has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}; "
                 "copy it again or rebuild the shards"
             )
     return f"contents: every checksum of {len(listed)} shards is right"

@@ -60,7 +60,9 @@ class PretrainSpec(Strict):
 
     kind: Literal["pretrain"]
     recipe: str = Field("auto", description="recipe of foundation.pretrain; auto: polyconfm_small on GPUs, polyconfm_tiny on CPUs")
-    shards: str = Field(description="shard folder or fsspec address; a relative path starts where the head was started")
+    shards: str | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        description="shard folder or fsspec address, or several with the share of each (path: weight); relative to where the head started"
+    )
     out: str = Field(description="run folder; must be seen by every node")
     overrides: dict[str, Any] = Field(default_factory=dict, description="dotted keys of the recipe, such as train.num_steps")
     verify: Literal["checksums", "sizes"] = Field("checksums", description="how closely shards are checked before workers start")
@@ -71,6 +73,7 @@ class SmokeSpec(PretrainSpec):
     """The whole way in miniature: build shards where there are none, then a few steps of training."""
 
     kind: Literal["smoke"]  # type: ignore[assignment]
+    shards: str = Field(description="folder that the shards are built into")
     build: dict[str, Any] = Field(description="options of `python -m data_shards.build`, with underscores; its out is `shards`")
 
 
@@ -127,7 +130,8 @@ def _assign(content: dict[str, Any], assignment: str, model: type[BaseModel]) ->
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    if key in model.model_fields and model.model_fields[key].annotation is str:
+    annotation = model.model_fields[key].annotation if key in model.model_fields else None
+    if annotation is str or (key == "shards" and not isinstance(value, dict)):
         value = text
     if parts[0] not in model.model_fields:
         if "overrides" not in model.model_fields or len(parts) == 1:
@@ -152,7 +156,8 @@ def _example(group: str) -> str:
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake that pydantic found, in words."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "int", "float", "constrained"))]
+    kinds = ("literal[", "int", "float", "constrained", "dict[")  # pydantic names the member of a union too
+    path = [str(part) for part in first["loc"] if not str(part).startswith(kinds) and part != "str"]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         fields = Resources.model_fields if path[:1] == ["resources"] else model.model_fields

@@ -29,3 +29,7 @@ class PolymerError(InputError):
 
 class ShardError(InputError):
     """A shard, manifest or sample on disk that is missing, torn or of another schema."""
+
+
+class StorageError(InputError):
+    """A store that does not answer, though it was asked for as long as patience lasts: another try later may do."""

@@ -17,10 +17,20 @@ import fsspec.implementations.local
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.errors import InputError, ShardError
+from data_shards.errors import InputError, ShardError, StorageError
 from data_shards.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleEntry, ShardEntry, parse_manifest
 from data_shards.schema import SCHEMA_VERSION, PolymerSample, UnitTopology, chain_hydrogens
-from data_shards.store import CHECK, StoredFile, check_bucket, open_address, storage_errors, with_patience
+from data_shards.store import (
+    CHECK,
+    StoredFile,
+    check_bucket,
+    disk_may_recover,
+    may_pass,
+    open_address,
+    shown,
+    storage_errors,
+    with_patience,
+)
 from data_shards.writer import TOPOLOGY_ARRAYS
 
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OSError, RecursionError, zipfile.BadZipFile)
@@ -212,19 +222,29 @@ class ShardSet:
         with storage_errors(self.path, CHECK):
             return StoredFile(self._here, where, self.path) if self.is_remote else self._fs.open(where, "rb")
 
-    def read(self, entry: SampleEntry) -> PolymerSample:
+    def read(self, entry: SampleEntry, *, patience_sec: float | None = None) -> PolymerSample:
         """One sample by its byte range; the rest of the shard is not touched.
+
+        Args:
+            entry: of the manifest.
+            patience_sec: how long a store that fails is asked again, with growing pauses; None: as everywhere.
 
         Raises:
             ShardError: the shard is gone, shorter than the manifest says, or holds something else there.
-            InputError: the store cannot be reached.
+            StorageError: the store, or the disk, did not answer for so long.
+            InputError: the store refuses.
         """
         where = self._inside(entry.shard)
         with storage_errors(where, CHECK):
             try:
-                blob = self._range(where, entry.offset, entry.offset + entry.length)
+                blob = self._range(where, entry.offset, entry.offset + entry.length, patience_sec)
             except FileNotFoundError:
                 raise ShardError(f"{where} is missing; copy it again or rebuild the shards") from None
+            except Exception as error:
+                if not self._may_pass(error):
+                    raise
+                why = shown(" ".join(f"{type(error).__name__}: {error}".split()))
+                raise StorageError(f"{shown(where)} cannot be used ({why}); {CHECK}") from None
         if len(blob) != entry.length:
             raise ShardError(f"{where} ends before sample {entry.key} ({len(blob)} of {entry.length} bytes); copy it again or rebuild it")
         try:
@@ -244,9 +264,12 @@ class ShardSet:
             raise ShardError(f"{where}: sample {entry.key} calls itself {sample.key}; the shard is damaged, rebuild it")
         return sample
 
-    def _range(self, where: str, start: int, end: int) -> bytes:
+    def _range(self, where: str, start: int, end: int, patience_sec: float | None) -> bytes:
         fs = self._here
-        return bytes(with_patience(lambda: fs.cat_file(where, start=start, end=end)) if self.is_remote else fs.cat_file(where, start, end))
+        return bytes(with_patience(lambda: fs.cat_file(where, start=start, end=end), patience_sec, self._may_pass))
+
+    def _may_pass(self, error: Exception) -> bool:
+        return may_pass(error) if self.is_remote else disk_may_recover(error)
 
     def _inside(self, shard: ShardEntry | str) -> str:
         return f"{self._root}/{shard if isinstance(shard, str) else shard.name}"

@@ -5,8 +5,10 @@ Credentials come from the environment (or the machine's role) through the store'
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -22,10 +24,18 @@ import fsspec.config
 
 from data_shards.errors import InputError
 
+log = logging.getLogger(__name__)
 SCRATCH = Path("shards") / ".upload"  # of the working directory: what is built there for an object store
 STAGING_NAME = ".staging"
 CHUNK_BYTES = 2**20
 PATIENCE_SEC = 20.0  # how long a connection that worked before may fail
+LONGEST_PAUSE_SEC = 30.0
+PASSING_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in """EIO ESTALE ETIMEDOUT EAGAIN EINTR EBUSY ENETDOWN ENETUNREACH ENETRESET ECONNRESET ECONNABORTED ECONNREFUSED
+        EHOSTDOWN EHOSTUNREACH EREMOTEIO ENOLINK""".split()  # those that this system has
+    if hasattr(errno, name)
+)
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # protocols whose addresses begin with a bucket, which is not made by writing into it
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
 PASSWORD = re.compile(r"(?<=://)[^\s/:@]*:(?!\d+(?:/|$))[^\s@]*@")  # user:password@, where a colon is not that of a port
@@ -271,16 +281,31 @@ def storage_errors(address: str, fix: str) -> Iterator[None]:
         raise InputError(f"{shown(address)} cannot be used ({why}); {fix}") from None
 
 
-def with_patience(action: Callable[[], T]) -> T:
-    """Do something, again after 1, 2, 4 ... seconds where the connection fails, for as long as `PATIENCE_SEC`."""
-    deadline, pause_sec = time.monotonic() + PATIENCE_SEC, 1.0
+def with_patience(action: Callable[[], T], patience_sec: float | None = None, worth: Callable[[Exception], bool] | None = None) -> T:
+    """Do something, again after 1, 2, 4 ... up to LONGEST_PAUSE_SEC seconds where it fails in a way that waiting may mend.
+
+    Args:
+        action: what to do.
+        patience_sec: for how long; PATIENCE_SEC where it is None.
+        worth: which errors deserve another try; `may_pass` where it is None.
+    """
+    deadline, pause_sec, worth = time.monotonic() + (PATIENCE_SEC if patience_sec is None else patience_sec), 1.0, worth or may_pass
     while True:
         try:
             return action()
-        except (FileNotFoundError, PermissionError, ImportError, TypeError, ValueError, AttributeError, LookupError):  # waiting mends none
-            raise
-        except Exception:
-            if time.monotonic() + pause_sec > deadline:
+        except Exception as error:
+            if not worth(error) or time.monotonic() + pause_sec > deadline:
                 raise
+            log.warning("trying again in %g s: %s", pause_sec, shown(" ".join(f"{type(error).__name__}: {error}".split())))
         time.sleep(pause_sec)
-        pause_sec *= 2
+        pause_sec = min(2 * pause_sec, LONGEST_PAUSE_SEC)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error of an object store's library may be gone later: a connection, a busy server."""
+    return not isinstance(error, (FileNotFoundError, PermissionError, ImportError, TypeError, ValueError, AttributeError, LookupError))
+
+
+def disk_may_recover(error: Exception) -> bool:
+    """Whether an error of a mounted disk may be gone later: a file server that restarts or is overloaded."""
+    return isinstance(error, OSError) and error.errno in PASSING_ERRORS

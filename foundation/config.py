@@ -23,6 +23,8 @@ DERIVED_KEYS = {
     "scheduler": "train.lr, train.warmup_fraction and train.min_lr_fraction",
     "fp16": "train.precision=bf16",
     "zero_optimization.stage": "train.zero_stage",
+    "zero_optimization.offload_optimizer.device": "train.offload",
+    "zero_optimization.offload_param.device": "train.offload",
 }
 
 
@@ -38,6 +40,17 @@ class DataConfig(Strict):
     token_budget: int = Field(4096, ge=1, description="atoms of one micro-batch, padding not counted; a longer chain comes alone")
     num_workers: int = Field(0, ge=0, description="processes that read and decode ahead; 0 = in the training process")
     cache_mib: int = Field(512, ge=0, description="decoded samples kept in memory by each reading process, MiB")
+    patience_sec: float = Field(300, ge=0, description="how long storage that fails is asked again before the run stops, resumable")
+    worker_timeout_sec: float = Field(900, gt=0, description="how long a reading process is awaited before another takes its place")
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.worker_timeout_sec <= self.patience_sec:
+            raise ValueError(
+                f"worker_timeout_sec {self.worker_timeout_sec:g} must be above patience_sec {self.patience_sec:g}, or a process that waits"
+                f" for storage is taken for dead; set data.worker_timeout_sec={2 * self.patience_sec + 60:g}"
+            )
+        return self
 
 
 class TrainConfig(Strict):
@@ -55,6 +68,15 @@ class TrainConfig(Strict):
     micro_batches_per_step: int = Field(2, ge=1, description="micro-batches of one optimiser step over all ranks; ranks must divide it")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's arithmetic; weights and geometry are always fp32")
+    activation_checkpointing: bool = Field(
+        False, description="compute the inside of layers again in the backward pass instead of keeping it: the same numbers, less memory"
+    )
+    offload: Literal["none", "optimizer", "optimizer+parameters"] = Field(
+        "none", description="what lies in host memory instead of on the device; optimizer needs zero_stage 1 to 3, parameters stage 3"
+    )
+    memory_check: Literal["auto", "on", "off"] = Field(
+        "auto", description="before the first step, try the largest micro-batches of the coming epoch; auto: where there is a GPU"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="committed checkpoints kept")
     keep_every: int = Field(0, ge=0, description="checkpoints at multiples of this many steps are kept for ever; 0 = none")
@@ -81,6 +103,11 @@ class TrainConfig(Strict):
             near = -(-self.keep_every // self.checkpoint_every) * self.checkpoint_every
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}; set train.keep_every={near}"
+            )
+        lowest = {"none": 0, "optimizer": 1, "optimizer+parameters": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(
+                f"offload {self.offload} needs zero_stage {lowest} or more, not {self.zero_stage}; set train.zero_stage={lowest}"
             )
         return self
 

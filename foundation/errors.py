@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_shards.errors import InputError, PolymerError, ShardError
+from data_shards.errors import InputError, PolymerError, ShardError, StorageError
 
 
 class ConfigError(InputError):
@@ -17,4 +17,4 @@ class ShapeError(InputError):
     """Tensors whose leading dimensions disagree."""
 
 
-__all__ = ["CheckpointError", "ConfigError", "InputError", "PolymerError", "ShapeError", "ShardError"]
+__all__ = ["CheckpointError", "ConfigError", "InputError", "PolymerError", "ShapeError", "ShardError", "StorageError"]

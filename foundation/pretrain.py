@@ -10,7 +10,7 @@ import typer
 from data_shards.console import run
 
 if TYPE_CHECKING:
-    from data_shards.reader import ShardSet
+    from data_shards.mixture import Mixture
     from foundation.config import RunConfig
 
 BEFORE_RUN_JSON = ("lock", "config.json", "checkpoints")  # what a run that was killed while it started has left
@@ -19,7 +19,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    shards: Annotated[str, typer.Option(help="folder or address of shards made by data_shards.build")],
+    shards: Annotated[
+        list[str],
+        typer.Option(
+            help="folder or address of shards made by data_shards.build; may be repeated, as PATH=WEIGHT (share of the samples; without"
+            " weights: as many as each has)",
+            metavar="PATH[=WEIGHT]",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="run folder; a run that it holds goes on from its last checkpoint")],
     overrides: Annotated[
         list[str] | None,
@@ -39,7 +46,7 @@ def main(
     """
     import os
 
-    from data_shards.reader import open_shards
+    from data_shards.mixture import open_mixture, parse_sources
     from foundation.config import apply_overrides
     from foundation.data.order import micro_batches_of_rank
     from foundation.errors import InputError
@@ -49,7 +56,8 @@ def main(
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     config = apply_overrides(get_recipe(recipe), overrides or [])
-    opened = open_shards(shards)
+    sources = parse_sources(shards)
+    opened = open_mixture(sources)
     micro_batches_of_rank(config.train.micro_batches_per_step, rank, world_size)
     check_out(out, overwrite)
     begin = checkpoint.start_of(None if overwrite else out, config, opened.fingerprint)
@@ -72,7 +80,7 @@ def main(
 
     from foundation.train.loop import train
 
-    result = train(config, out, shards, rank=rank, world_size=world_size, init_from=init_from)
+    result = train(config, out, sources, rank=rank, world_size=world_size, init_from=init_from)
     if rank == 0:
         losses = {"training": result.train_loss, "validation": result.val_loss}
         text = "".join(f", {name} loss {value:.4f}" for name, value in losses.items() if value is not None)
@@ -95,13 +103,19 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise InputError(f"--out {out} holds files but no run.json, so it is no run folder to {deed}; pass another --out")
 
 
-def plan(config: RunConfig, shards: ShardSet, start: str, world_size: int) -> str:
+def plan(config: RunConfig, shards: Mixture, start: str, world_size: int) -> str:
     """What will happen, in a few words."""
-    counts = {split: len(shards.samples(split)) for split in ("train", "val", "test")}
-    return (
+    counts = {split: shards.count(split) for split in ("train", "val", "test")}
+    text = (
         f"{config.recipe}: {config.train.num_steps} steps on {counts['train']} chains ({counts['val']} for validation), {start},"
         f" {world_size} rank{'s' if world_size > 1 else ''}, ZeRO-{config.train.zero_stage}, {config.train.precision}"
     )
+    for place, (opened, weight, lost) in enumerate(zip(shards.sets, shards.weights, shards.left_out, strict=True)):
+        if len(shards.sets) > 1:
+            size = len(shards.samples("train")[place])
+            text += f"\n  set {place + 1}: {float(weight):.1%} of the samples from {size} chains of {opened.path}"
+            text += f"; {lost} left out, their polymers are in val or test of another set" if lost else ""
+    return text
 
 
 if __name__ == "__main__":

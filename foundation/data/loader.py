@@ -6,23 +6,43 @@ webdataset's own reader knows no resume, so samples of its tar files are read by
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
+from data_shards.console import Resumable
 from data_shards.manifest import SampleEntry
-from data_shards.reader import ShardSet
+from data_shards.mixture import Mixture
 from data_shards.schema import PolymerSample
 from foundation.batch import Batch
+from foundation.data.blend import Blend
 from foundation.data.collate import build_batch
-from foundation.data.order import MicroBatch, Order, micro_batches_of_rank
-from foundation.errors import InputError
+from foundation.data.order import MicroBatch, Order, counter, micro_batches_of_rank
+from foundation.data.readers import Readers
+from foundation.errors import InputError, StorageError
 
 MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples are read; nothing of it changes a batch.
+
+    Attributes:
+        num_workers: reading processes; 0 reads in this one.
+        cache_mib: decoded samples kept by each reading process.
+        patience_sec: how long a store that fails is asked again.
+        worker_timeout_sec: how long a reading process is awaited before another takes its place.
+    """
+
+    num_workers: int = 0
+    cache_mib: int = 512
+    patience_sec: float = 300.0
+    worker_timeout_sec: float = 900.0
 
 
 @dataclass(frozen=True)
@@ -52,15 +72,22 @@ class Step:
     padding_efficiency: float
 
 
-def order_of(shards: ShardSet, split: str, seed: int, token_budget: int) -> Order:
+def order_of(shards: Mixture, split: str, seed: int, token_budget: int) -> Order | Blend:
     """The order of a split.
 
     Raises:
         InputError: the split is empty.
     """
     entries = shards.samples(split)
-    if not entries:
+    if not any(entries):
         raise InputError(f"split {split!r} of {shards.path} has 0 samples, at least 1 is needed; build shards from more polymers")
+    if len(entries) == 1:
+        return _order(entries[0], seed, token_budget)
+    orders = [_order(of_set, counter("set", seed, source), token_budget) for source, of_set in enumerate(entries)]
+    return Blend(tuple(orders), shards.weights)
+
+
+def _order(entries: Sequence[SampleEntry], seed: int, token_budget: int) -> Order:
     return Order(
         tuple(e.atoms_per_unit for e in entries),
         tuple(e.num_units for e in entries),
@@ -70,36 +97,37 @@ def order_of(shards: ShardSet, split: str, seed: int, token_budget: int) -> Orde
     )
 
 
-class Reader(Dataset[Any]):
+class Reader:
     """Micro-batches by name: reads, decodes, keeps what was decoded lately, packs."""
 
-    def __init__(self, shards: ShardSet, split: str, cache_mib: int) -> None:
-        self.shards, self.entries = shards, shards.samples(split)
-        self.room = cache_mib * MIB
-        self.kept: OrderedDict[int, PolymerSample] = OrderedDict()
+    def __init__(self, shards: Mixture, split: str, how: Reading) -> None:
+        self.sets, self.entries, self.patience_sec = shards.sets, shards.samples(split), how.patience_sec
+        self.room = how.cache_mib * MIB
+        self.kept: OrderedDict[tuple[int, int], PolymerSample] = OrderedDict()
 
     def batch(self, micro: MicroBatch) -> Batch:
-        """Packed chains of a micro-batch."""
-        samples = [self._sample(i) for i in micro.samples]
+        """Packed chains of a micro-batch.
+
+        Raises:
+            InputError: a sample cannot be read; StorageError where another try later may do.
+        """
+        samples = [self._sample(micro.source, i) for i in micro.samples]
         return build_batch(samples, micro.conformations, micro.samples)
 
-    def _sample(self, index: int) -> PolymerSample:
-        if index in self.kept:
-            self.kept.move_to_end(index)
-            return self.kept[index]
-        sample = self.shards.read(self.entries[index])
+    def _sample(self, source: int, index: int) -> PolymerSample:
+        if (source, index) in self.kept:
+            self.kept.move_to_end((source, index))
+            return self.kept[source, index]
+        sample = self.sets[source].read(self.entries[source][index], patience_sec=self.patience_sec)
         self.room -= _bytes(sample)
-        self.kept[index] = sample
+        self.kept[source, index] = sample
         while self.room < 0 and self.kept:
             self.room += _bytes(self.kept.popitem(last=False)[1])
         return sample
 
-    def __getitem__(self, micro: MicroBatch) -> dict[str, NDArray[Any] | None] | InputError:
-        """As a reading process answers: arrays, or what was wrong (an exception would arrive without its type)."""
-        try:
-            batch = self.batch(micro)
-        except InputError as error:
-            return error
+    def arrays(self, micro: MicroBatch) -> dict[str, NDArray[Any] | None]:
+        """A batch as it travels between processes."""
+        batch = self.batch(micro)
         values = {field.name: getattr(batch, field.name) for field in fields(batch)}
         return {name: None if value is None else value.numpy() for name, value in values.items()}
 
@@ -108,57 +136,57 @@ def _bytes(sample: PolymerSample) -> int:
     return sample.heavy_ang.nbytes + sample.hydrogen_ang.nbytes
 
 
-def _as_is(value: Any) -> Any:
-    return value
-
-
 class StepLoader:
     """Yields Steps from samples_seen on; holds nothing that samples_seen does not say.
 
     Args:
         shards, split: what is read.
         order: in which order.
+        how: processes, memory and patience.
         per_step: micro-batches of a step, all ranks together.
         rank, world_size: every world_size-th micro-batch is this rank's.
-        num_workers: reading processes; 0 reads in this one.
-        cache_mib: decoded samples kept by each reading process.
     """
 
     def __init__(
-        self, shards: ShardSet, split: str, order: Order, *, per_step: int, rank: int, world_size: int, num_workers: int, cache_mib: int
+        self, shards: Mixture, split: str, order: Order | Blend, how: Reading, *, per_step: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.order, self.per_step = order, per_step
         self.mine = micro_batches_of_rank(per_step, rank, world_size)
-        self.reader = Reader(shards, split, cache_mib)
-        self.num_workers = num_workers
+        self.how = how
+        self.reader = Reader(shards, split, how)
 
     def steps(self, samples_seen: int = 0) -> Generator[Step]:
         """Endless; the reading processes end with the iterator.
 
         Raises:
             InputError: a sample cannot be read.
+            Resumable: the storage does not answer, or reading processes die again and again; the samples of this step are not lost.
         """
         batches = self._batches(m for group in self._groups(samples_seen) for m in (group[k] for k in self.mine))
-        for group in self._groups(samples_seen):
-            yield self._step(group, [next(batches) for _ in self.mine])
+        try:
+            for group in self._groups(samples_seen):
+                yield self._step(group, [next(batches) for _ in self.mine])
+        except StorageError as error:
+            raise Resumable(f"{error}; the same command continues from the last checkpoint") from None
+        finally:
+            batches.close()
 
     def _groups(self, samples_seen: int) -> Iterator[list[MicroBatch]]:
         stream = self.order.stream(samples_seen)
         while True:
             yield [next(stream) for _ in range(self.per_step)]
 
-    def _batches(self, micro_batches: Iterator[MicroBatch]) -> Iterator[Batch]:
+    def _batches(self, micro_batches: Iterator[MicroBatch]) -> Generator[Batch]:
         """Batches in the order asked for, however many processes read."""
-        if self.num_workers == 0:
+        if self.how.num_workers == 0:
             yield from map(self.reader.batch, micro_batches)
             return
-        loader = DataLoader(self.reader, sampler=micro_batches, batch_size=None, num_workers=self.num_workers, collate_fn=_as_is)  # type: ignore[arg-type]
-        for answer in loader:
-            if isinstance(answer, InputError):
-                raise answer
-            # copied, so that tensors are aligned as if they had been made here: sums over them are the same to the last bit
-            copied: dict[str, Any] = {name: None if value is None else torch.from_numpy(value).clone() for name, value in answer.items()}
-            yield Batch(**copied)
+        readers = Readers(self.reader.arrays, self.how.num_workers, self.how.worker_timeout_sec)
+        with closing(readers.answers(micro_batches)) as answers:
+            for answer in answers:
+                # copied, so that tensors are aligned as if made here: sums over them are the same to the last bit
+                copied: dict[str, Any] = {n: None if value is None else torch.from_numpy(value).clone() for n, value in answer.items()}
+                yield Batch(**copied)
 
     def _step(self, group: list[MicroBatch], batches: list[Batch]) -> Step:
         chains = sum(len(m.samples) for m in group)
@@ -177,28 +205,35 @@ class ValidationBatch:
     batch: Batch
     noise_seed: int
     weight: float
+    source: int = 0
 
 
 def validation_batches(
-    shards: ShardSet, *, token_budget: int, count: int, rank: int, world_size: int, seed: int = 0
+    shards: Mixture, how: Reading, *, token_budget: int, count: int, rank: int, world_size: int, seed: int = 0
 ) -> list[ValidationBatch]:
-    """The first count micro-batches of the validation split in a fixed order, this rank's share; empty where count is 0.
+    """The first micro-batches of the validation split in a fixed order, this rank's share; empty where count is 0.
 
-    Every rank gets as many, since collectives must match; weights are numbers of chains.
+    Every rank gets as many, since collectives must match; weights are numbers of chains. Several sets share count, each has one at least.
     """
-    if count == 0:
+    entries = shards.samples("val")
+    if count == 0 or not any(entries):
         return []
-    order = order_of(shards, "val", seed, token_budget)
-    reader = Reader(shards, "val", cache_mib=0)
-    plan = order.plan(0)[:count]
+    reader = Reader(shards, "val", replace(how, cache_mib=0))
+    each = max(1, count // sum(map(bool, entries)))
+    plan = [
+        replace(micro, source=source)
+        for source, of_set in enumerate(entries)
+        if of_set
+        for micro in _order(of_set, seed, token_budget).plan(0)[:each]
+    ]
     share = -(-len(plan) // world_size)
     mine = [rank + world_size * k for k in range(share)]
     return [
         ValidationBatch(
-            reader.batch(plan[k % len(plan)]), plan[k % len(plan)].noise_seed, float(len(plan[k].samples)) if k < len(plan) else 0.0
+            reader.batch(plan[k % len(plan)]),
+            plan[k % len(plan)].noise_seed,
+            float(len(plan[k].samples)) if k < len(plan) else 0.0,
+            plan[k % len(plan)].source,
         )
         for k in mine
     ]
-
-
-__all__ = ["LoadedMicroBatch", "Reader", "SampleEntry", "Step", "StepLoader", "ValidationBatch", "order_of", "validation_batches"]

@@ -9,15 +9,16 @@ epochs, so no sample is left out and none comes twice in an epoch. The state of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foundation.errors import CheckpointError, ConfigError, InputError
 
+PLANS_KEPT = 4  # epochs
 SIZE_RATIO = 1.25  # units within this factor in atoms, and chains within it in units, share a bucket
 
 
@@ -31,6 +32,7 @@ class MicroBatch:
         conformations: which conformation of each.
         seen: samples of the stream up to and including these.
         noise_seed: of the generator that draws its noise.
+        source: which of several shard sets they are of.
     """
 
     epoch: int
@@ -38,6 +40,7 @@ class MicroBatch:
     conformations: tuple[int, ...]
     seen: int
     noise_seed: int
+    source: int = 0
 
 
 def counter(*key: int | str) -> int:
@@ -60,6 +63,7 @@ class Order:
     num_conformations: tuple[int, ...]
     seed: int
     token_budget: int
+    _plans: dict[int, list[MicroBatch]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.atoms_per_unit):
@@ -71,7 +75,21 @@ class Order:
 
     def plan(self, epoch: int) -> list[MicroBatch]:
         """All micro-batches of one epoch."""
-        return _plan(self, epoch)
+        if epoch not in self._plans:
+            if len(self._plans) >= PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[epoch] = _plan(self, epoch)
+        return self._plans[epoch]
+
+    def coming(self, samples_seen: int) -> list[MicroBatch]:
+        """All micro-batches of the epoch in which samples_seen samples have been read."""
+        return self.plan(samples_seen // self.num_samples)
+
+    @property
+    def largest(self) -> int:
+        """A bound on the samples of one micro-batch."""
+        smallest = min(units * atoms for units, atoms in zip(self.num_units, self.atoms_per_unit, strict=True))
+        return max(1, min(self.num_samples, self.token_budget // smallest))
 
     def stream(self, samples_seen: int = 0) -> Iterator[MicroBatch]:
         """Micro-batches from where samples_seen samples have been read, without end.
@@ -96,11 +114,14 @@ class Order:
         return sum(self.num_units[i] * self.atoms_per_unit[i] for i in micro.samples)
 
     def padded_atoms(self, micro: MicroBatch) -> int:
-        """The same with padding: chains x units of the longest chain x atoms of the largest unit."""
-        return len(micro.samples) * max(self.num_units[i] for i in micro.samples) * max(self.atoms_per_unit[i] for i in micro.samples)
+        """The same with padding."""
+        return math.prod(self.shape(micro))
+
+    def shape(self, micro: MicroBatch) -> tuple[int, int, int]:
+        """Chains, units of the longest chain, atoms of the largest unit."""
+        return len(micro.samples), max(self.num_units[i] for i in micro.samples), max(self.atoms_per_unit[i] for i in micro.samples)
 
 
-@lru_cache(maxsize=4)
 def _plan(order: Order, epoch: int) -> list[MicroBatch]:
     rng = np.random.Generator(np.random.Philox(counter("epoch", order.seed, epoch)))
     per_unit, num_units = np.array(order.atoms_per_unit), np.array(order.num_units)

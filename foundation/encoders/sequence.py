@@ -44,6 +44,8 @@ def tokenise(psmiles: str) -> list[int]:
 
 
 class _Layer(nn.Module):
+    recomputable = True
+
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads

@@ -38,6 +38,8 @@ def pair_classes(condition: Condition) -> Tensor:
 class UnitGeometry(nn.Module):
     """Atom tokens and pair bias of a set of units: what the 3-D encoder and the local heads start from."""
 
+    recomputable = True
+
     def __init__(self, width: Width, graph_width: int, num_heads: int) -> None:
         super().__init__()
         self.graph = nn.Linear(graph_width, width.even)

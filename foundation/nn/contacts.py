@@ -24,6 +24,8 @@ class Contacts(nn.Module):
     Source: none known to us; the force of a pair potential along a torsion, as in any molecular mechanics program.
     """
 
+    recomputable = True
+
     def __init__(self, atom_width: int, num_channels: int = 4) -> None:
         super().__init__()
         self.radial = RadialBasis(num=12, nearest_ang=1.5, reach_ang=6.5)

@@ -86,7 +86,8 @@ class GradedNorm(nn.Module):
         self.odd = nn.RMSNorm(width.odd, eps=1e-2, elementwise_affine=affine)
 
     def forward(self, x: Graded) -> Graded:
-        return Graded(self.even(x.even), self.odd(x.odd))
+        odd = x.odd if self.odd.weight is None else x.odd.to(self.odd.weight.dtype)  # autocast does this for LayerNorm alone
+        return Graded(self.even(x.even), self.odd(odd))
 
 
 class GradedMLP(nn.Module):
@@ -113,6 +114,8 @@ class GradedMLP(nn.Module):
 
 class OddReadout(nn.Module):
     """One pseudoscalar from graded features: (...,), zero at the start of training."""
+
+    recomputable = True
 
     def __init__(self, source: Width, width: Width) -> None:
         super().__init__()
@@ -177,6 +180,8 @@ class Block(nn.Module):
     Source: Peebles and Xie, DiT, arXiv 2212.09748, section 3.2. Differs: graded; odd features are scaled by even ones and
     shifted by odd ones.
     """
+
+    recomputable = True  # train.activation_checkpointing
 
     def __init__(self, width: Width, num_heads: int, condition: Width | None = None) -> None:
         super().__init__()

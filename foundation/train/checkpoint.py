@@ -182,8 +182,8 @@ def check_same_run(old: Mapping[str, Any], old_fingerprint: str, config: RunConf
         )
     if old_fingerprint != fingerprint:
         raise CheckpointError(
-            f"the run folder was trained on other shards (fingerprint {old_fingerprint[:12]}, given {fingerprint[:12]});"
-            " pass another --out, or --overwrite to start again"
+            f"the run folder was trained on other shards, or on the same with other weights (fingerprint {old_fingerprint[:12]}, given"
+            f" {fingerprint[:12]}); pass another --out (with --init-from this run for a second phase), or --overwrite to start again"
         )
     for section, key in ORDER_KEYS:
         before = sections[section].get(key)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from foundation.batch import Batch
 from foundation.config import RunConfig
 from foundation.objectives.base import LossOut
+from foundation.train.memory import recompute_activations
 from foundation.train.optim import build_optimizer
 from foundation.train.ranks import Ranks
 
@@ -56,10 +57,11 @@ class Stepped:
 class _Weighted(nn.Module):
     """What DeepSpeed wraps. Its outputs are tensors in a tuple and a dict: ZeRO-3 hangs its hooks on those."""
 
-    def __init__(self, objective: nn.Module, autocast: bool) -> None:
+    def __init__(self, objective: nn.Module, autocast: bool, reach_all: bool) -> None:
         super().__init__()
         self.objective = objective
         self.autocast = autocast
+        self.reach_all = reach_all
 
     def forward(self, batch: Batch, rng: torch.Generator, weight: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with torch.autocast(batch.chain_ptr.device.type, torch.bfloat16, enabled=self.autocast):
@@ -67,6 +69,8 @@ class _Weighted(nn.Module):
         loss = out.loss.float()
         # a loss that is not finite makes the whole gradient NaN, so that the one check of the gradient's norm sees it on every rank
         guard = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
+        if self.reach_all:  # docs/decisions/0002-deepspeed-on-cpu.md: what a micro-batch does not reach keeps an old gradient
+            loss = loss + 0.0 * torch.stack([p.view(-1)[0].float() for p in self.parameters() if p.requires_grad]).sum()
         return loss * guard * weight, out.loss.detach(), {name: value.detach() for name, value in out.terms.items()}
 
 
@@ -83,6 +87,10 @@ def deepspeed_config(config: RunConfig, world_size: int, num_trained: int) -> di
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+    if train.offload != "none":
+        derived["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if train.offload == "optimizer+parameters":
+        derived["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return _merge(derived, config.deepspeed)
 
 
@@ -112,7 +120,11 @@ class Engine:
         self._access = deepspeed.utils
         self.ranks, self.zero_stage, self.grad_clip = ranks, config.train.zero_stage, config.train.grad_clip
         native_bf16 = bool(config.deepspeed.get("bf16", {}).get("enabled"))
-        wrapped = _Weighted(objective, config.train.precision == "bf16" or native_bf16).to(ranks.device)
+        self.offloaded = config.train.offload != "none"
+        autocast = config.train.precision == "bf16" or native_bf16
+        wrapped = _Weighted(objective, autocast, reach_all=self.offloaded and self.zero_stage < 3).to(ranks.device)
+        if config.train.activation_checkpointing:
+            recompute_activations(wrapped)
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         numbers = sum(p.numel() for p in trained)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -144,9 +156,14 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = self._clip_plain() if self.is_plain else None
+        if self.zero_stage == 3 and self.offloaded:
+            self.optimizer._finalize_offload_gradient_accumulation()  # else what the last micro-batch does not reach is lost
         self.engine.step()
         if self.zero_stage == 3:
             self.optimizer.grad_partitions_flat_buffer.zero_()  # else a parameter that the next step does not reach keeps this gradient
+            for flat in self.optimizer.fp32_partitioned_groups_flat if self.offloaded else ():
+                if flat.grad is not None:
+                    flat.grad.zero_()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else float("nan")
         return Stepped(norm if torch.tensor(norm).isfinite() else None)

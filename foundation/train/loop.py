@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from data_shards.console import Resumable
 from data_shards.manifest import write_atomic
-from data_shards.reader import ShardSet, open_shards
+from data_shards.mixture import Mixture, Sources, open_mixture
 from foundation.config import RunConfig
-from foundation.data.loader import StepLoader, ValidationBatch, order_of, validation_batches
+from foundation.data.loader import Reading, StepLoader, ValidationBatch, order_of, validation_batches
 from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
 from foundation.track.console import Console
@@ -34,6 +35,7 @@ from foundation.train import checkpoint
 from foundation.train.ema import EMA
 from foundation.train.engine import Engine
 from foundation.train.health import SkipGuard, SpikeRule, StopRequest, check_same_everywhere
+from foundation.train.memory import rehearse
 from foundation.train.optim import learning_rate
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
@@ -61,7 +63,7 @@ class TrainResult:
 def train(
     config: RunConfig,
     out: Path,
-    shards: str,
+    shards: str | Sources,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -77,7 +79,7 @@ def train(
     Args:
         config: whole run.
         out: run folder.
-        shards: folder or address of shards.
+        shards: folder or address of shards, or several with their weights.
         rank, world_size: this process; MASTER_ADDR and MASTER_PORT name the group when world_size > 1 and there is none yet.
         init_from: run or checkpoint folder whose averaged weights start the run (a second phase); ignored once the run has a checkpoint.
         stop: who asks to stop; None = signals to this process.
@@ -87,18 +89,10 @@ def train(
         Resumable: stopped on request after a checkpoint.
     """
     settings, per_step = config.train, config.train.micro_batches_per_step
-    opened = open_shards(shards)
+    opened = open_mixture(shards)
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
-    loader = StepLoader(
-        opened,
-        "train",
-        order,
-        per_step=per_step,
-        rank=rank,
-        world_size=world_size,
-        num_workers=config.data.num_workers,
-        cache_mib=config.data.cache_mib,
-    )
+    reading = Reading(**config.data.model_dump(exclude={"token_budget"}))
+    loader = StepLoader(opened, "train", order, reading, per_step=per_step, rank=rank, world_size=world_size)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     start = Ranks.start(rank, world_size, settings.hang_timeout_sec)
@@ -108,6 +102,10 @@ def train(
         ranks.on_rank_zero(lambda: held.enter_context(sole_writer(out)))
         watch = held.enter_context(Watchdog(out, rank, world_size, settings.hang_timeout_sec))
         engine, ema, state, saved = start_or_resume(config, out, opened, ranks, init_from)
+        rehearsed = rehearse(engine, config, order, state.samples_seen, loader.reader.batch)  # before anything is written
+        if rehearsed is not None and rank == 0:
+            peak = f" at most {rehearsed.peak_bytes / 2**30:.2f} GiB in use" if rehearsed.peak_bytes else ""
+            log.info("memory check: the largest micro-batches fit,%s %.1f s", peak, rehearsed.seconds)
         saver = held.enter_context(Saver(out, settings, engine, ema, saved))
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
         tracker = console = None
@@ -115,7 +113,7 @@ def train(
             run_id = json.loads((out / RUN).read_text(encoding="utf-8"))["run_id"]
             tracker = Tracker(out, first_step=state.step, config=state.config, track=config.track, run_id=run_id)
             console = Console(settings.num_steps, state.step, config.track.log_every)
-        validation = fixed_batches(config, opened, ranks)
+        validation = fixed_batches(config, opened, reading, ranks)
         guard, spikes = SkipGuard(settings.max_consecutive_skips, settings.lr), SpikeRule(settings, loud=rank == 0)
         if spikes.is_on:
             ranks.on_rank_zero(lambda: spikes.recall(read_metrics(out / "metrics.jsonl")))
@@ -164,7 +162,7 @@ def train(
             finished = done == settings.num_steps
             watch.beat(state.step, "validate")
             if validation and (finished or done % settings.validate_every == 0):
-                metrics |= validate(engine, validation, ranks)
+                metrics |= validate(engine, validation, ranks, opened.weights)
             if tracker is not None and console is not None:
                 tracker.log(done, metrics)
                 console.show(done, metrics)
@@ -185,7 +183,7 @@ def train(
 
 
 def start_or_resume(
-    config: RunConfig, out: Path, shards: ShardSet, ranks: Ranks, init_from: str | Path | None
+    config: RunConfig, out: Path, shards: Mixture, ranks: Ranks, init_from: str | Path | None
 ) -> tuple[Engine, EMA, TrainState, Path | None]:
     """Model, optimiser and average at the last committed checkpoint of out, or at the beginning, with the state and that checkpoint."""
     settings = config.train
@@ -224,24 +222,31 @@ def agree(ranks: Ranks, seen: Sequence[tuple[float, Mapping[str, Tensor]]], word
     return totals, [said for _, said in everyone]
 
 
-def fixed_batches(config: RunConfig, shards: ShardSet, ranks: Ranks) -> list[ValidationBatch]:
+def fixed_batches(config: RunConfig, shards: Mixture, reading: Reading, ranks: Ranks) -> list[ValidationBatch]:
     """This rank's validation batches; none, with a word about it, where the shards have no validation split."""
-    count = config.train.num_val_batches
-    if count and not shards.samples("val"):
+    count, budget = config.train.num_val_batches, config.data.token_budget
+    if count and not shards.count("val"):
         log.warning("%s has no validation split; training goes on without val/ metrics", shards.path)
-        count = 0
-    return validation_batches(shards, token_budget=config.data.token_budget, count=count, rank=ranks.rank, world_size=ranks.world_size)
+    return validation_batches(shards, reading, token_budget=budget, count=count, rank=ranks.rank, world_size=ranks.world_size)
 
 
-def validate(engine: Engine, batches: Sequence[ValidationBatch], ranks: Ranks) -> dict[str, float]:
-    """Mean over the chains of the fixed validation batches, with fixed noise."""
+def validate(engine: Engine, batches: Sequence[ValidationBatch], ranks: Ranks, weights: Sequence[Fraction]) -> dict[str, float]:
+    """Means over the chains of the fixed validation batches of each shard set, with fixed noise, and their mean by the sets' weights."""
     seen = []
     for fixed in batches:
         made = engine.evaluate(fixed.batch.to(ranks.device), generator(fixed.noise_seed, ranks.device))
-        seen.append((fixed.weight, {"loss": made.loss, **made.terms}))
+        values = {"loss": made.loss, **made.terms, "chains": torch.ones_like(made.loss)}
+        seen.append((fixed.weight, {f"{fixed.source}/{name}": value for name, value in values.items()}))
     totals, _ = agree(ranks, seen, None)
-    chains = sum(ranks.gather(sum(fixed.weight for fixed in batches)))
-    return {f"val/{name}": total / chains for name, total in totals.items()}
+    there = [place for place in range(len(weights)) if f"{place}/chains" in totals]  # sets with a validation split
+    metrics: dict[str, float] = {}
+    for place in there:
+        share, chains = float(weights[place] / sum(weights[k] for k in there)), totals[f"{place}/chains"]
+        for name in (key.partition("/")[2] for key in totals if key.startswith(f"{place}/") and key != f"{place}/chains"):
+            metrics[f"val/{name}"] = metrics.get(f"val/{name}", 0.0) + share * (totals[f"{place}/{name}"] / chains)
+        if len(weights) > 1:
+            metrics[f"val/loss_of_set_{place + 1}"] = totals[f"{place}/loss"] / chains
+    return metrics
 
 
 # -------------------------------------------------------------------------------------------------------------------- run folder
@@ -288,7 +293,7 @@ def sole_writer(out: Path) -> Iterator[None]:
             raise
 
 
-def describe_run(out: Path, config: RunConfig, shards: ShardSet, world_size: int) -> None:
+def describe_run(out: Path, config: RunConfig, shards: Mixture, world_size: int) -> None:
     """config.json and run.json: what ran, on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}

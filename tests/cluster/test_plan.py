@@ -109,6 +109,9 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
     chosen = plan({"CPU": 2}, shards="a/b", out="c")
     assert (chosen.shards, chosen.out) == (str(tmp_path / "a/b"), str(tmp_path / "c"))
     assert plan({"CPU": 2}, shards="s3://bucket/a").shards == "s3://bucket/a"
+    mixed = plan({"CPU": 2}, shards={"a": 0.8, "s3://bucket/b": 0.2})
+    assert mixed.shards == {str(tmp_path / "a"): 0.8, "s3://bucket/b": 0.2}
+    assert f"shards   {tmp_path}/a=0.8 s3://bucket/b=0.2" in mixed.lines()
 
 
 def test_the_plan_reads_as_a_few_lines() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from cluster.plan import Plan
 from cluster.preflight import NodeView
 from data_shards.errors import InputError, ShardError
 from data_shards.manifest import Funnel, Manifest, ShardEntry
+from data_shards.mixture import Mixture
 from data_shards.reader import ShardSet
 from foundation.recipes import get_recipe
 
@@ -75,7 +77,7 @@ class LocalRay:
         return values
 
 
-def shard_set(folder: Path) -> ShardSet:
+def shard_set(folder: Path) -> Mixture:
     """Two files and the manifest entries that are true of them."""
     entries = []
     for name in ("train-000000.tar", "val-000000.tar"):
@@ -83,7 +85,7 @@ def shard_set(folder: Path) -> ShardSet:
         entries.append(ShardEntry(name, 0, 1, hashlib.sha256(name.encode() * 100).hexdigest(), ()))
     splits = {"train": (entries[0],), "val": (entries[1],), "test": ()}
     manifest = Manifest("", {}, {}, {}, Funnel(0, 0), splits)
-    return ShardSet(str(folder), manifest, fsspec.filesystem("file"), str(folder))
+    return Mixture((ShardSet(str(folder), manifest, fsspec.filesystem("file"), str(folder)),), (Fraction(1),), (0,), frozenset())
 
 
 def test_checksums_of_every_shard_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

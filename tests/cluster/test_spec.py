@@ -86,6 +86,7 @@ def test_a_mistake_is_one_sentence(file: Path, assignments: list[str], sentence:
         ("shards: x", "kind None must be one of"),
         ("kind: pretrain\nshards: x", "out is missing; run folder"),
         ("kind: pretrain\nshards: x\nout: 3", "out 3 must be a valid string"),
+        ("kind: pretrain\nshards: {a: 1, b: 0}\nout: y", "must be a valid string or greater than 0"),
         ("kind: pretrain\nshards: x\nout: y\nlearning_rate: 3", "unknown key 'learning_rate'"),
     ],
 )

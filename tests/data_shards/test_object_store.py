@@ -23,7 +23,8 @@ from data_shards import build, show, store, verify
 from data_shards.console import run
 from data_shards.errors import InputError, ShardError
 from data_shards.manifest import MANIFEST_NAME
-from data_shards.reader import ShardSet, open_shards
+from data_shards.mixture import Mixture, open_mixture
+from data_shards.reader import open_shards
 from tests.object_store import FAKE, PASSWORD, Gateway, reconnect
 
 pytest.importorskip("s3fs")
@@ -128,24 +129,23 @@ def test_reading_processes_reach_the_store(folder: Path, uploaded: str, gateway:
     import torch
 
     from foundation.batch import Batch
-    from foundation.data.loader import StepLoader, order_of
+    from foundation.data.loader import Reading, StepLoader, order_of
 
-    def steps(shards: ShardSet, num_workers: int) -> list[Any]:
+    def steps(shards: Mixture, num_workers: int) -> list[Any]:
         order = order_of(shards, "train", seed=5, token_budget=60)
-        options = {"per_step": 2, "rank": 0, "world_size": 1, "num_workers": num_workers, "cache_mib": 0}
-        made = StepLoader(shards, "train", order, **options).steps()
+        made = StepLoader(shards, "train", order, Reading(num_workers, cache_mib=0), per_step=2).steps()
         taken = list(itertools.islice(made, 6))
         made.close()
         return taken
 
-    wanted, alone, workers = steps(open_shards(folder), 0), steps(open_shards(uploaded), 0), steps(open_shards(uploaded), 2)
+    wanted, alone, workers = steps(open_mixture(str(folder)), 0), steps(open_mixture(uploaded), 0), steps(open_mixture(uploaded), 2)
     for other in (alone, workers):
         for a, b in zip(wanted, other, strict=True):
             assert (a.samples_seen, a.num_chains) == (b.samples_seen, b.num_chains)
             for one, two in zip(a.micro_batches, b.micro_batches, strict=True):
                 pairs = [(getattr(one.batch, field.name), getattr(two.batch, field.name)) for field in fields(Batch)]
                 assert all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
-    shards = open_shards(uploaded)
+    shards = open_mixture(uploaded)
     gateway.fault = lambda method, path: 403
     with pytest.raises(InputError, match="told to fail"):
         steps(shards, 2)

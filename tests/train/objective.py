@@ -15,11 +15,12 @@ class Regressor(nn.Module):
     Args:
         width: hidden channels.
         dropout: of the hidden layer, from the global generator.
+        noise_ang: on the target, from the given generator.
     """
 
     capabilities = Capabilities()
 
-    def __init__(self, width: int = 16, dropout: float = 0.0) -> None:
+    def __init__(self, width: int = 16, dropout: float = 0.0, noise_ang: float = 0.1) -> None:
         super().__init__()
         self.element = nn.Embedding(ATOM_FEATURES["element"], width)
         self.slot = nn.Embedding(64, width)
@@ -29,6 +30,7 @@ class Regressor(nn.Module):
         self.seldom = nn.Linear(width, 3)  # reached only by batches of more than one chain
         self.frozen = nn.Linear(width, width).requires_grad_(False)
         self.register_buffer("scale", torch.tensor(2.0))
+        self.noise_ang = noise_ang
         self.break_at: int | None = None  # seed of the generator with which the gradient becomes NaN
 
     def forward(self, batch: Batch, rng: torch.Generator) -> LossOut:
@@ -40,7 +42,7 @@ class Regressor(nn.Module):
         h = self.element(batch.atom_feat[atom, 0]) + self.slot(batch.atom_slot)
         h = self.frozen(self.dropout(torch.tanh(self.hidden(h))))
         out = self.out(h) + (self.seldom(h) if batch.num_chains > 1 else 0.0)
-        noise = 0.1 * torch.randn(out.shape, generator=rng, device=out.device)
+        noise = self.noise_ang * torch.randn(out.shape, generator=rng, device=out.device)
         error = (out.float() * self.scale - batch.x_unit_ang - noise).square().sum(-1)
         if rng.initial_seed() == self.break_at:
             error = error * (error.detach() - error).sqrt()  # 0, but its gradient is not finite

@@ -14,7 +14,7 @@ from foundation.track.tracker import read_metrics
 from foundation.train.loop import train
 from tests.train.conftest import curve, environment, losses, small
 
-STEPS = ("train.num_steps=4", "train.checkpoint_every=2", "train.validate_every=4", "train.micro_batches_per_step=2", "train.grad_clip=0.3")
+STEPS = ("train.num_steps=4", "train.checkpoint_every=2", "train.validate_every=4", "train.micro_batches_per_step=4", "train.grad_clip=0.3")
 TOLERANCE = 1e-5
 
 
