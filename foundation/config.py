@@ -76,6 +76,9 @@ class TrackConfig(Strict):
     mode: Literal["offline", "online", "disabled"] = Field("offline", description="of W&B; the environment variable WANDB_MODE wins")
     project: str = Field("polymer-foundation", description="W&B project")
     log_every: int = Field(10, ge=1, description="steps between console lines where there is no terminal")
+    samples_every: int = Field(0, ge=0, description="steps between chains sampled to look at, a few seconds each; 0 = off")
+    sample_psmiles: str = Field("*CC(*)c1ccccc1", description="polymer of these chains")
+    sample_units: int = Field(10, ge=2, le=100, description="repeat units of these chains")
 
 
 def _objective(value: Any) -> Any:

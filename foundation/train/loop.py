@@ -8,7 +8,6 @@ import logging
 import platform
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,9 @@ from foundation.config import RunConfig
 from foundation.data.loader import StepLoader, ValidationBatch, order_of, validation_batches
 from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
+from foundation.sampling.provenance import commit
 from foundation.track.console import Console
+from foundation.track.metrics import memory_peaks
 from foundation.track.tracker import Tracker
 from foundation.train import checkpoint
 from foundation.train.checkpoint import TrainState
@@ -36,6 +37,7 @@ from foundation.train.health import SkipGuard, StopRequest
 from foundation.train.optim import learning_rate
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
+from foundation.train.samples import Sampler
 
 log = logging.getLogger(__name__)
 CONFIG, RUN, LOCK = "config.json", "run.json", "lock"
@@ -86,6 +88,7 @@ def train(
         num_workers=config.data.num_workers,
         cache_mib=config.data.cache_mib,
     )
+    sampler = Sampler(out, config)
     check_run_folder(out, config, opened.fingerprint)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -95,8 +98,7 @@ def train(
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
         tracker = console = None
         if rank == 0:
-            run_id = json.loads((out / RUN).read_text(encoding="utf-8"))["run_id"]
-            tracker = Tracker(out, first_step=state.step, config=state.config, track=config.track, run_id=run_id)
+            tracker = held.enter_context(Tracker(out, first_step=state.step, track=config.track))
             console = Console(settings.num_steps, state.step, config.track.log_every)
         validation = fixed_batches(config, opened, ranks)
         guard = SkipGuard(settings.max_consecutive_skips, settings.lr)
@@ -107,6 +109,7 @@ def train(
             began = time.perf_counter()
             lr = learning_rate(state.step, settings)
             read = next(steps)
+            waited = time.perf_counter() - began
             seen: list[tuple[float, dict[str, Tensor]]] = []
             for micro in read.micro_batches:
                 rng = generator(micro.noise_seed, ranks.device)
@@ -131,10 +134,15 @@ def train(
                 "train/atoms_per_sec": read.num_atoms / seconds,
                 "train/padding_efficiency": read.padding_efficiency,
                 "train/samples_seen": read.samples_seen,
+                "train/step_sec": seconds,
+                "train/loader_wait_sec": waited,
+                **memory_peaks(ranks.device),
             }
             last = done == settings.num_steps
             if validation and (last or done % settings.validate_every == 0):
                 metrics |= validate(engine, validation, ranks)
+            if sampler.due(done):
+                metrics |= sampler.sample(done, ema, ranks)
             if tracker is not None and console is not None:
                 tracker.log(done, metrics)
                 console.show(done, metrics)
@@ -143,7 +151,6 @@ def train(
                 saved = checkpoint.save(out, state, engine, ema, keep_last=settings.keep_last)
         steps.close()
         if tracker is not None and console is not None:
-            tracker.close()
             console.close()
     if state.step < settings.num_steps:
         raise Resumable(f"at step {state.step} of {settings.num_steps}, {saved} is committed; the same command continues")
@@ -262,12 +269,9 @@ def describe_run(out: Path, config: RunConfig, shards: ShardSet, world_size: int
     """config.json and run.json: what ran, on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    ).stdout.strip()
     facts = {
         "run_id": before.get("run_id") or secrets.token_hex(4),
-        "commit": commit or "unknown",
+        "commit": commit() or "unknown",
         "versions": versions(),
         "machine": platform.machine(),
         "world_size": world_size,
