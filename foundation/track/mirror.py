@@ -13,6 +13,7 @@ import json
 import os
 import re
 import select
+import shutil
 import struct
 import sys
 import threading
@@ -27,6 +28,7 @@ from foundation.track.metrics import METRICS
 from foundation.track.tracker import FINISH_SEC, parse_row
 
 POLL_SEC = 0.5
+FLUSH_SEC = 2.0  # how much of W&B's own file a kill may lose; metrics.jsonl has it
 INIT_SEC = 15.0  # an online W&B that has not answered by then is mirrored offline
 RUN_ID = re.compile(r"[0-9a-f]{8}")
 LOCK, SENT = ".mirror.lock", ".mirrored"  # beside W&B's own files in RUN_FOLDER/wandb
@@ -146,21 +148,26 @@ def open_run(out: Path, mode: str, project: str, run_id: str, facts: Mapping[str
     """
     import wandb
 
-    if mode == "online" and not wandb.api.api_key:
-        say(f"offline, no API key (set WANDB_API_KEY); `wandb sync {out}/wandb/offline-run-*` uploads the run later")
-        mode = "offline"
     if mode == "online":
         try:
-            run = _init(wandb, out, mode, project, run_id, facts)
-            for piece in pieces(out, run_id):  # the server gets their steps from metrics.jsonl; `wandb sync` shall not send them again
-                if piece.parent.name.startswith("offline-"):
-                    piece.with_name(piece.name + ".synced").touch()
-            return run, int(run.starting_step)
+            if wandb.login(prompt=False):
+                return _go_online(wandb, out, project, run_id, facts)
+            say(f"offline, no API key (set WANDB_API_KEY); `wandb sync {out}/wandb/offline-run-*` uploads the run later")
         except Exception as error:
             say(f"offline, the server cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})")
             wandb.teardown()
+    for piece in pieces(out, run_id):
+        mend(piece)
     last = max([_sent(out), *(last_step(piece) for piece in pieces(out, run_id))])
     return _init(wandb, out, "offline", project, run_id, facts), last + 1
+
+
+def _go_online(wandb: Any, out: Path, project: str, run_id: str, facts: Mapping[str, dict[str, Any]]) -> tuple[Any, int]:
+    before = [piece for piece in pieces(out, run_id) if piece.parent.name.startswith("offline-")]
+    run = _init(wandb, out, "online", project, run_id, facts)
+    for piece in before:  # the server gets their steps from metrics.jsonl; `wandb sync` shall not send them again
+        piece.with_name(piece.name + ".synced").touch()
+    return run, int(run.starting_step)
 
 
 def _init(wandb: Any, out: Path, mode: str, project: str, run_id: str, facts: Mapping[str, dict[str, Any]]) -> Any:
@@ -173,6 +180,7 @@ def _init(wandb: Any, out: Path, mode: str, project: str, run_id: str, facts: Ma
         disable_job_creation=True,
         init_timeout=INIT_SEC,
         use_dot_wandb=False,
+        x_transaction_log_flush_interval=FLUSH_SEC,
         x_stats_pid=os.getppid(),  # system metrics of the training process, not of this one
     )
     found = wandb.init(
@@ -220,12 +228,12 @@ def records(path: Path) -> Iterator[Any]:
     """Records of a .wandb file up to where a kill tore it."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for data in log_records(path.read_bytes()):
+    for _, data in log_records(path.read_bytes()):
         yield Record.FromString(data)
 
 
-def log_records(data: bytes) -> Iterator[bytes]:
-    """Records of a LevelDB log behind W&B's header: in blocks, in fragments with a checksum; the first thing that is wrong ends it."""
+def log_records(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(where it ends, record) of a LevelDB log behind W&B's header: blocks of fragments with checksums. What is wrong ends it."""
     if not data.startswith(HEADER):
         return
     place, parts = len(HEADER), b""
@@ -238,10 +246,30 @@ def log_records(data: bytes) -> Iterator[bytes]:
         if not WHOLE <= kind <= LAST or len(fragment) < size or zlib.crc32(fragment, zlib.crc32(bytes([kind]))) != checksum:
             return
         parts += fragment
-        if kind in (WHOLE, LAST):
-            yield parts
-            parts = b""
         place += 7 + size
+        if kind in (WHOLE, LAST):
+            yield place, parts
+            parts = b""
+
+
+def mend(path: Path) -> None:
+    """Cut a torn record off the end of a .wandb file, and remove a piece that was killed before it began.
+
+    `wandb sync` stops at both, and never comes to the pieces that follow.
+    """
+    while True:
+        data = path.read_bytes()
+        end = max([0, *(place for place, _ in log_records(data))])
+        begun = any(record.WhichOneof("record_type") == "run" for record in records(path))
+        if begun and end == len(data):
+            return
+        time.sleep(POLL_SEC)
+        if path.stat().st_size == len(data):  # nobody writes it any more
+            break
+    if begun:
+        os.truncate(path, end)
+    else:
+        shutil.rmtree(path.parent)
 
 
 def main(out: Path, mode: str, project: str) -> None:

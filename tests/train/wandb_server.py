@@ -59,6 +59,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, StoredRun] = {}
         self.lock = threading.Lock()
+        self.silent = threading.Event()
 
     @property
     def url(self) -> str:
@@ -81,6 +82,10 @@ class Server(ThreadingHTTPServer):
         if "query Viewer" in query:
             return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def silence(self) -> None:
+        """Take connections and requests, and answer none."""
+        self.silent.set()
 
     def place(self, run: str, files: dict[str, Any]) -> None:
         """Lines of a file stream; an offset that was there before is written over, as the server does."""
@@ -105,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         return gzip.decompress(data) if self.headers.get("content-encoding") == "gzip" else data
 
     def _reply(self, content: dict[str, Any]) -> None:
+        if self.server.silent.is_set():
+            threading.Event().wait(600)
         data = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
@@ -127,14 +134,16 @@ class Handler(BaseHTTPRequestHandler):
             self._reply({})
             return
         sent = json.loads(body)
+        parts = self.path.strip("/").split("/")
+        answer: dict[str, Any] = {"exitcode": None, "limits": {}}
         with self.server.lock:
-            if self.path.startswith("/graphql"):
-                self._reply({"data": self.server.answer(sent["query"], sent.get("variables") or {})})
-                return
-            parts = self.path.strip("/").split("/")
-            if parts[-1] == "file_stream":
+            if self.server.silent.is_set():
+                pass
+            elif parts[0] == "graphql":
+                answer = {"data": self.server.answer(sent["query"], sent.get("variables") or {})}
+            elif parts[-1] == "file_stream":
                 self.server.place(parts[-2], sent.get("files") or {})
-            self._reply({"exitcode": None, "limits": {}})
+        self._reply(answer)
 
 
 @contextmanager
