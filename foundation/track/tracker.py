@@ -20,7 +20,7 @@ from foundation.track.metrics import check_names
 
 log = logging.getLogger(__name__)
 MODES = ("offline", "online")
-FINISH_SEC = 30.0  # from the end of training to the end of the mirror, whatever a server does
+FINISH_SEC = 45.0  # from the end of training to the end of the mirror, whatever a server does
 CLOSE_SEC = FINISH_SEC + 10.0  # a mirror that is stuck is killed
 ROOT = Path(__file__).parents[2]
 
