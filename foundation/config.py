@@ -26,6 +26,9 @@ DERIVED_KEYS = {
 }
 
 
+DEEPEST, LONGEST = 8, 120  # parts of a native key; characters of a value in a message
+
+
 class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
@@ -35,16 +38,16 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """How samples become batches."""
 
-    token_budget: int = Field(4096, ge=1, description="atoms of one micro-batch, padding not counted; a longer chain comes alone")
-    num_workers: int = Field(0, ge=0, description="processes that read and decode ahead; 0 = in the training process")
-    cache_mib: int = Field(512, ge=0, description="decoded samples kept in memory by each reading process, MiB")
+    token_budget: int = Field(4096, ge=1, le=10**9, description="atoms of one micro-batch, padding not counted; a longer chain comes alone")
+    num_workers: int = Field(0, ge=0, le=1024, description="processes that read and decode ahead; 0 = in the training process")
+    cache_mib: int = Field(512, ge=0, le=10**9, description="decoded samples kept in memory by each reading process, MiB")
 
 
 class TrainConfig(Strict):
     """The one loop."""
 
-    num_steps: int = Field(1000, ge=1, description="optimiser steps")
-    seed: int = Field(0, ge=0, description="of weights, data order and noise")
+    num_steps: int = Field(1000, ge=1, le=10**12, description="optimiser steps")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and noise")
     lr: float = Field(1e-3, gt=0, description="largest learning rate")
     min_lr_fraction: float = Field(0.01, ge=0, le=1, description="learning rate at the end, as a fraction of lr")
     warmup_fraction: float = Field(0.02, ge=0, le=1, description="fraction of the steps in which the learning rate rises")
@@ -52,7 +55,7 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.01, ge=0, description="AdamW, on matrices only")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="moving average of the weights; ramped as (1 + step) / (10 + step)")
-    micro_batches_per_step: int = Field(2, ge=1, description="micro-batches of one optimiser step over all ranks; ranks must divide it")
+    micro_batches_per_step: int = Field(2, ge=1, le=10**6, description="micro-batches of one step over all ranks; ranks must divide it")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's arithmetic; weights and geometry are always fp32")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
@@ -60,7 +63,7 @@ class TrainConfig(Strict):
     validate_every: int = Field(200, ge=1, description="steps between validations")
     num_val_batches: int = Field(8, ge=0, description="micro-batches of one validation; 0 = off")
     max_consecutive_skips: int = Field(20, ge=0, description="steps in a row that may be skipped because loss or gradient is not finite")
-    num_threads: int = Field(0, ge=0, description="torch threads of a rank; 0 = as the environment says (OMP_NUM_THREADS)")
+    num_threads: int = Field(0, ge=0, le=1024, description="torch threads of a rank; 0 = as the environment says (OMP_NUM_THREADS)")
 
     @model_validator(mode="after")
     def _relations(self) -> Self:
@@ -86,8 +89,8 @@ def _objective(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
-    if name not in OBJECTIVES:
-        raise ValueError(f"name {name!r} must be one of {', '.join(OBJECTIVES)}")
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        raise ValueError(f"name {_short(name)} must be one of {', '.join(OBJECTIVES)}")
     module, config_class, _ = OBJECTIVES[name]
     return getattr(import_module(f"{module}.config"), config_class).model_validate(dict(value))
 
@@ -95,7 +98,7 @@ def _objective(value: Any) -> Any:
 class RunConfig(Strict):
     """A whole run."""
 
-    recipe: str = Field(description="name of the recipe that this configuration started from")
+    recipe: str = Field(pattern=r"^[\w.-]{1,64}$", description="name of the recipe that this configuration started from")
     objective: Annotated[SerializeAsAny[BaseModel], BeforeValidator(_objective)] = Field(description="what is trained; `name` chooses it")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -110,6 +113,9 @@ class RunConfig(Strict):
                 place = place.get(part) if isinstance(place, dict) else None
             if place is not None:
                 raise ValueError(f"deepspeed.{key} follows from {ours}; set that instead")
+        for group in ("bf16", "zero_optimization"):
+            if not isinstance(self.deepspeed.get(group, {}), dict):
+                raise ValueError(f"deepspeed.{group} {_short(self.deepspeed[group])} must be a group of keys")
         native = self.deepspeed.get("bf16")
         if self.train.zero_stage == 0 and isinstance(native, dict) and native.get("enabled"):
             raise ValueError("deepspeed.bf16 needs train.zero_stage 1, 2 or 3, which keep fp32 masters; or set train.precision=bf16")
@@ -140,9 +146,10 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         key, sign, text = override.partition("=")
         *parents, last = key.split(".")
         if not sign or not last or not all(parents):
-            raise ConfigError(f"override {override!r} is not of the form key=value, such as train.num_steps=100")
-        if key not in known and not (parents and parents[0] == "deepspeed"):
-            raise ConfigError(f"unknown key {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"override {_short(override)} is not of the form key=value, such as train.num_steps=100")
+        native = bool(parents) and parents[0] == "deepspeed" and len(parents) < DEEPEST and "__" not in key
+        if key not in known and not native:
+            raise ConfigError(f"unknown key {_short(key)}{_nearest(key[:LONGEST], known)}")
         if not parents and isinstance(data[last], dict):
             raise ConfigError(
                 f"override {override!r} replaces the whole group {key}; name one key, such as {key}.{next(iter(data[key]), 'x')}"
@@ -160,8 +167,13 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, an integer of thousands of digits, thousands of brackets
         return {"True": True, "False": False}.get(text, text)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
@@ -180,7 +192,7 @@ def _sentence(error: ValidationError) -> str:
         return f"{key} is missing; see config.json of any run"
     if first["type"] == "value_error":
         return f"{key or 'configuration'}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{key} {first['input']!r} {first['msg'].replace('Input should be', 'must be')}"
+    return f"{key} {_short(first['input'])} {first['msg'].replace('Input should be', 'must be')}"
 
 
 def _groups() -> dict[str, type[BaseModel]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import select
 import shutil
 import struct
@@ -25,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from foundation.track.metrics import METRICS
-from foundation.track.tracker import FINISH_SEC, parse_row
+from foundation.track.tracker import FINISH_SEC, RUN_ID, parse_row
 
 POLL_SEC = 0.5
 FLUSH_SEC = 2.0  # how much of W&B's own file a kill may lose; metrics.jsonl has it
 INIT_SEC = 10.0  # an online W&B that has not answered by then is mirrored offline
-RUN_ID = re.compile(r"[0-9a-f]{8}")
 LOCK, SENT = ".mirror.lock", ".mirrored"  # beside W&B's own files in RUN_FOLDER/wandb
 BLOCK, HEADER = 32_768, b":W&B" + struct.pack("<HB", 0xBEE1, 0)  # a .wandb file is a LevelDB log behind this header
 WHOLE, LAST = 1, 4  # kinds of fragments; a record of several starts with 2 and goes on with 3

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from foundation.track.metrics import check_names
 
 log = logging.getLogger(__name__)
 MODES = ("offline", "online")
+RUN_ID = re.compile(r"[0-9a-f]{8}")
 FINISH_SEC = 45.0  # from the end of training to the end of the mirror, whatever a server does
 CLOSE_SEC = FINISH_SEC + 10.0  # a mirror that is stuck is killed
 ROOT = Path(__file__).parents[2]

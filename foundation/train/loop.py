@@ -28,7 +28,7 @@ from foundation.objectives import build_objective
 from foundation.sampling.provenance import commit
 from foundation.track.console import Console
 from foundation.track.metrics import memory_peaks
-from foundation.track.tracker import Tracker
+from foundation.track.tracker import RUN_ID, Tracker
 from foundation.train import checkpoint
 from foundation.train.checkpoint import TrainState
 from foundation.train.ema import EMA
@@ -234,9 +234,13 @@ def check_run_folder(out: Path, config: RunConfig, fingerprint: str) -> None:
         return
     try:
         old, facts = (json.loads((out / name).read_text(encoding="utf-8")) for name in (CONFIG, RUN))
-    except ValueError as error:
-        raise CheckpointError(f"{out / CONFIG} or {out / RUN} is damaged ({error}); pass another --out, or --overwrite") from None
-    checkpoint.check_same_run(old, facts["fingerprint"], config, fingerprint)
+        checkpoint.check_same_run(old, facts["fingerprint"], config, fingerprint)
+    except CheckpointError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{out / CONFIG} or {out / RUN} is damaged ({type(error).__name__}: {error}); pass another --out, or --overwrite"
+        ) from None
 
 
 @contextmanager
@@ -270,7 +274,7 @@ def describe_run(out: Path, config: RunConfig, shards: ShardSet, world_size: int
     out.mkdir(parents=True, exist_ok=True)
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
     facts = {
-        "run_id": before.get("run_id") or secrets.token_hex(4),
+        "run_id": run_id if RUN_ID.fullmatch(run_id := str(before.get("run_id"))) else secrets.token_hex(4),
         "commit": commit() or "unknown",
         "versions": versions(),
         "machine": platform.machine(),

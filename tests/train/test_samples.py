@@ -58,9 +58,7 @@ def test_training_is_the_same_to_the_last_bit_and_the_molecules_reach_wandb(
     shown = {}
     for record in records(piece):
         for item in record.history.item:
-            if item.nested_key and item.nested_key[0] == "sample" and "molecule-file" in item.value_json:
-                shown[record.history.step.num] = item.value_json
-            elif item.key == "sample":
+            if (item.nested_key and item.nested_key[0] == "sample" and "molecule-file" in item.value_json) or item.key == "sample":
                 shown[record.history.step.num] = item.value_json
     assert sorted(shown) == [2, 4]
     media = {path.read_bytes() for path in piece.parent.rglob("media/molecule/*.sdf")}

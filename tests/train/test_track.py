@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import foundation.track.tracker as tracker_module
-
 from foundation.config import TrackConfig
 from foundation.track.console import Console
 from foundation.track.metrics import METRICS, check_names
@@ -98,7 +97,12 @@ def test_a_mirror_that_cannot_begin_says_so_once_and_the_file_has_everything(
     assert heard.endswith("; metrics.jsonl has everything\n")
     assert heard.count("\n") == 1
     assert len(read_metrics(out / "metrics.jsonl")) == 1
-    assert {path.name for path in tmp_path.rglob("*")} == {"run", "config.json", "metrics.jsonl", *(["run.json"] if run is not None else [])}
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "run",
+        "config.json",
+        "metrics.jsonl",
+        *(["run.json"] if run is not None else []),
+    }
 
 
 def test_a_mirror_that_is_stuck_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
