@@ -85,6 +85,37 @@ KINDS: dict[str, type[PreprocessSpec] | type[PretrainSpec]] = {
 }
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Numbers, words, lists and mappings. No alias: a few lines of them stand for gigabytes. A date is a word."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias such as *name is not allowed, write its value")
+        return super().compose_node(parent, index)
+
+
+TAG = "tag:yaml.org,2002:"
+NOT_PLAIN = {TAG + name for name in ("binary", "set", "omap", "pairs")}
+PlainLoader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag not in NOT_PLAIN} | {
+    TAG + "timestamp": yaml.SafeLoader.construct_yaml_str
+}
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data; nothing in the text can name code.
+
+    Raises:
+        YAMLError: not YAML, or something that is not plain.
+    """
+    try:
+        return yaml.load(text, Loader=PlainLoader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise yaml.YAMLError(str(error)) from None
+
+
 def load_spec(path: Path, assignments: Sequence[str]) -> Spec:
     """Read a YAML file and lay the assignments of the command line over it.
 
@@ -97,7 +128,7 @@ def load_spec(path: Path, assignments: Sequence[str]) -> Spec:
         InputError: the file cannot be read or is not a mapping; a key is unknown; a value is out of bounds.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(path.read_text())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); pass a YAML file such as cluster/pretrain.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -127,7 +158,7 @@ def _assign(content: dict[str, Any], assignment: str, model: type[BaseModel]) ->
     if key == "kind":
         raise InputError(f"{assignment!r}: the kind of a job cannot be changed here; submit another file")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         value = text
     annotation = model.model_fields[key].annotation if key in model.model_fields else None

@@ -249,7 +249,7 @@ def worker_environment(plan: Plan) -> dict[str, str]:
     """Environment of every worker: threads, accelerator, nothing sent anywhere unless asked."""
     environment = {
         "OMP_NUM_THREADS": str(max(1, int(plan.cpus_per_worker))),
-        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
+        "WANDB_MODE": os.environ.get("WANDB_MODE", plan.config.track.mode),
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every line of progress twice
     }
     if not plan.gpus_per_worker:

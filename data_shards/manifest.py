@@ -141,7 +141,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     text = text.encode() if isinstance(text, str) else text
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{where} is torn or not JSON ({error}); copy it again or rebuild the shards") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -155,14 +155,29 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     try:
         splits = {split: tuple(shard_entry(shard) for shard in data["splits"][split]) for split in SPLITS}
         return Manifest(**{**data, "funnel": Funnel(**data["funnel"]), "splits": splits})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{where} lacks a field or has one too many ({error}); rebuild the shards with data_shards.build") from None
 
 
 def shard_entry(data: dict[str, Any]) -> ShardEntry:
-    """A shard's entry from its JSON."""
+    """A shard's entry from its JSON.
+
+    Raises:
+        TypeError: a field of another type, or a sample that reaches beyond the shard.
+    """
     samples = tuple(SampleEntry(**{**sample, "shard": data["name"]}) for sample in data["samples"])
-    return ShardEntry(**{**data, "samples": samples})
+    entry = ShardEntry(**{**data, "samples": samples})
+    if not (type(entry.name) is type(entry.sha256) is str and type(entry.bytes) is type(entry.num_samples) is int):
+        raise TypeError(f"shard {entry.name!r:.60} with fields of another type")
+    for s in samples:
+        numbers = (s.offset, s.length, s.num_units, s.atoms_per_unit, s.num_conformations)
+        if (
+            not all(type(number) is int and number >= 0 for number in numbers)
+            or s.offset + s.length > entry.bytes
+            or type(s.key) is not str
+        ):
+            raise TypeError(f"sample {s.key!r:.60} with a field of another type, or beyond the end of its shard")
+    return entry
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = True) -> str:

@@ -249,9 +249,9 @@ class ShardSet:
             raise ShardError(f"{where} ends before sample {entry.key} ({len(blob)} of {entry.length} bytes); copy it again or rebuild it")
         try:
             with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
-                parts = {info.name: tar.extractfile(info) for info in tar.getmembers() if info.isfile()}
+                parts = {info.name: tar.extractfile(info) for info in tar.getmembers() if info.isfile() and not info.issparse()}
                 members = {name: file.read() for name, file in parts.items() if file is not None}
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # what a header says need not be a number
             raise ShardError(
                 f"{where}: no tar member at byte {entry.offset} where sample {entry.key} should be ({error}); rebuild it"
             ) from None

@@ -28,6 +28,9 @@ DERIVED_KEYS = {
 }
 
 
+DEEPEST, LONGEST = 8, 120  # parts of a native key; characters of a value in a message
+
+
 class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
@@ -37,9 +40,9 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """How samples become batches."""
 
-    token_budget: int = Field(4096, ge=1, description="atoms of one micro-batch, padding not counted; a longer chain comes alone")
-    num_workers: int = Field(0, ge=0, description="processes that read and decode ahead; 0 = in the training process")
-    cache_mib: int = Field(512, ge=0, description="decoded samples kept in memory by each reading process, MiB")
+    token_budget: int = Field(4096, ge=1, le=10**9, description="atoms of one micro-batch, padding not counted; a longer chain comes alone")
+    num_workers: int = Field(0, ge=0, le=1024, description="processes that read and decode ahead; 0 = in the training process")
+    cache_mib: int = Field(512, ge=0, le=10**9, description="decoded samples kept in memory by each reading process, MiB")
     patience_sec: float = Field(300, ge=0, description="how long storage that fails is asked again before the run stops, resumable")
     worker_timeout_sec: float = Field(900, gt=0, description="how long a reading process is awaited before another takes its place")
 
@@ -56,8 +59,8 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """The one loop."""
 
-    num_steps: int = Field(1000, ge=1, description="optimiser steps")
-    seed: int = Field(0, ge=0, description="of weights, data order and noise")
+    num_steps: int = Field(1000, ge=1, le=10**12, description="optimiser steps")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and noise")
     lr: float = Field(1e-3, gt=0, description="largest learning rate")
     min_lr_fraction: float = Field(0.01, ge=0, le=1, description="learning rate at the end, as a fraction of lr")
     warmup_fraction: float = Field(0.02, ge=0, le=1, description="fraction of the steps in which the learning rate rises")
@@ -65,7 +68,7 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.01, ge=0, description="AdamW, on matrices only")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="moving average of the weights; ramped as (1 + step) / (10 + step)")
-    micro_batches_per_step: int = Field(2, ge=1, description="micro-batches of one optimiser step over all ranks; ranks must divide it")
+    micro_batches_per_step: int = Field(2, ge=1, le=10**6, description="micro-batches of one step over all ranks; ranks must divide it")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's arithmetic; weights and geometry are always fp32")
     activation_checkpointing: bool = Field(
@@ -91,7 +94,7 @@ class TrainConfig(Strict):
     spike_factor: float = Field(0.0, ge=0, description="a step is skipped if its loss is so many spreads above the median; 0 = off")
     spike_window: int = Field(100, ge=3, description="applied steps whose losses give that median and spread")
     hang_timeout_sec: float = Field(1800.0, ge=0, description="seconds without progress after which a rank dumps its stacks; 0 = never")
-    num_threads: int = Field(0, ge=0, description="torch threads of a rank; 0 = as the environment says (OMP_NUM_THREADS)")
+    num_threads: int = Field(0, ge=0, le=1024, description="torch threads of a rank; 0 = as the environment says (OMP_NUM_THREADS)")
 
     @model_validator(mode="after")
     def _relations(self) -> Self:
@@ -119,6 +122,9 @@ class TrackConfig(Strict):
     mode: Literal["offline", "online", "disabled"] = Field("offline", description="of W&B; the environment variable WANDB_MODE wins")
     project: str = Field("polymer-foundation", description="W&B project")
     log_every: int = Field(10, ge=1, description="steps between console lines where there is no terminal")
+    samples_every: int = Field(0, ge=0, description="steps between chains sampled to look at, a few seconds each; 0 = off")
+    sample_psmiles: str = Field("*CC(*)c1ccccc1", description="polymer of these chains")
+    sample_units: int = Field(10, ge=2, le=100, description="repeat units of these chains")
 
 
 def _objective(value: Any) -> Any:
@@ -126,8 +132,8 @@ def _objective(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
-    if name not in OBJECTIVES:
-        raise ValueError(f"name {name!r} must be one of {', '.join(OBJECTIVES)}")
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        raise ValueError(f"name {_short(name)} must be one of {', '.join(OBJECTIVES)}")
     module, config_class, _ = OBJECTIVES[name]
     return getattr(import_module(f"{module}.config"), config_class).model_validate(dict(value))
 
@@ -135,7 +141,7 @@ def _objective(value: Any) -> Any:
 class RunConfig(Strict):
     """A whole run."""
 
-    recipe: str = Field(description="name of the recipe that this configuration started from")
+    recipe: str = Field(pattern=r"^[\w.-]{1,64}$", description="name of the recipe that this configuration started from")
     objective: Annotated[SerializeAsAny[BaseModel], BeforeValidator(_objective)] = Field(description="what is trained; `name` chooses it")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -150,6 +156,9 @@ class RunConfig(Strict):
                 place = place.get(part) if isinstance(place, dict) else None
             if place is not None:
                 raise ValueError(f"deepspeed.{key} follows from {ours}; set that instead")
+        for group in ("bf16", "zero_optimization"):
+            if not isinstance(self.deepspeed.get(group, {}), dict):
+                raise ValueError(f"deepspeed.{group} {_short(self.deepspeed[group])} must be a group of keys")
         native = self.deepspeed.get("bf16")
         if self.train.zero_stage == 0 and isinstance(native, dict) and native.get("enabled"):
             raise ValueError("deepspeed.bf16 needs train.zero_stage 1, 2 or 3, which keep fp32 masters; or set train.precision=bf16")
@@ -180,9 +189,10 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         key, sign, text = override.partition("=")
         *parents, last = key.split(".")
         if not sign or not last or not all(parents):
-            raise ConfigError(f"override {override!r} is not of the form key=value, such as train.num_steps=100")
-        if key not in known and not (parents and parents[0] == "deepspeed"):
-            raise ConfigError(f"unknown key {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"override {_short(override)} is not of the form key=value, such as train.num_steps=100")
+        native = bool(parents) and parents[0] == "deepspeed" and len(parents) < DEEPEST and "__" not in key
+        if key not in known and not native:
+            raise ConfigError(f"unknown key {_short(key)}{_nearest(key[:LONGEST], known)}")
         if not parents and isinstance(data[last], dict):
             raise ConfigError(
                 f"override {override!r} replaces the whole group {key}; name one key, such as {key}.{next(iter(data[key]), 'x')}"
@@ -200,8 +210,13 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, an integer of thousands of digits, thousands of brackets
         return {"True": True, "False": False}.get(text, text)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
@@ -220,7 +235,7 @@ def _sentence(error: ValidationError) -> str:
         return f"{key} is missing; see config.json of any run"
     if first["type"] == "value_error":
         return f"{key or 'configuration'}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{key} {first['input']!r} {first['msg'].replace('Input should be', 'must be')}"
+    return f"{key} {_short(first['input'])} {first['msg'].replace('Input should be', 'must be')}"
 
 
 def _groups() -> dict[str, type[BaseModel]]:

@@ -1,4 +1,4 @@
-"""metrics.jsonl, one line a step, always; W&B as a mirror, offline unless told otherwise."""
+"""metrics.jsonl, one line a step, always; W&B mirrors it from a process of its own (mirror.py)."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ import json
 import logging
 import math
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from data_shards.manifest import write_atomic
 from foundation.config import TrackConfig
 from foundation.track.metrics import check_names
 
 log = logging.getLogger(__name__)
+MODES = ("offline", "online")
+RUN_ID = re.compile(r"[0-9a-f]{8}")
+FINISH_SEC = 45.0  # from the end of training to the end of the mirror, whatever a server does
+CLOSE_SEC = FINISH_SEC + 10.0  # a mirror that is stuck is killed
+ROOT = Path(__file__).parents[2]
 
 
 class Tracker:
-    """Writes metrics; rank 0 only. Each step stands in the file once, also across restarts.
+    """Writes metrics; rank 0 only. Each step stands in the file once, also across restarts. A context: leaving it ends the mirror.
 
     Args:
-        out: run folder.
+        out: run folder; config.json and run.json lie in it already.
         first_step: steps done before; lines of later ones belong to work that was lost and are dropped.
-        config: of the whole run, for W&B.
         track: what to do besides the file.
-        run_id: joins the pieces of an interrupted run in W&B.
     """
 
-    def __init__(self, out: Path, *, first_step: int, config: dict[str, Any], track: TrackConfig, run_id: str) -> None:
+    def __init__(self, out: Path, *, first_step: int, track: TrackConfig) -> None:
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
         self.file = self.path.open("a", encoding="utf-8")
-        self.mirror = _start_wandb(out, config, track, run_id)
+        mode = mirror_mode(track, os.environ)
+        self.mirror = None if mode is None else start_mirror(out, mode, track.project)
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Add the line of a step, counted from 1. What is not finite becomes null."""
@@ -40,43 +49,72 @@ class Tracker:
         finite = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
         self.file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self.file.flush()
-        if self.mirror is not None:
-            self.mirror.log({name: value for name, value in finite.items() if value is not None}, step=step)
 
-    def close(self) -> None:
-        """Finish the file and the mirror."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finish the file, and give the mirror CLOSE_SEC to finish too."""
         self.file.close()
-        if self.mirror is not None:
-            self.mirror.finish()
+        if self.mirror is None:
+            return
+        assert self.mirror.stdin is not None
+        with suppress(OSError):  # it may have ended long ago
+            if kind is None:
+                self.mirror.stdin.write(b".")
+            self.mirror.stdin.close()
+        try:
+            self.mirror.wait(CLOSE_SEC)
+        except subprocess.TimeoutExpired:
+            self.mirror.kill()
+            self.mirror.wait()
 
 
-def _start_wandb(out: Path, config: dict[str, Any], track: TrackConfig, run_id: str) -> Any:
-    """A W&B run inside the run folder, or None. It never asks for a login, and a mirror that fails does not stop training."""
-    mode: Any = os.environ.get("WANDB_MODE", track.mode)
+def mirror_mode(track: TrackConfig, environment: Mapping[str, str]) -> str | None:
+    """offline, online, or None for no mirror; the environment's WANDB_MODE wins."""
+    mode = environment.get("WANDB_MODE") or track.mode
     if not track.wandb or mode == "disabled":
         return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_CONSOLE", "off")
-    import wandb
+    if mode not in MODES:
+        log.warning("WANDB_MODE %r is none of offline, online, disabled; W&B stays offline", mode)
+        return "offline"
+    return mode
 
+
+def start_mirror(out: Path, mode: str, project: str) -> subprocess.Popen[bytes]:
+    """A process that outlives signals to this one's group, and ends when this one has ended."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    quiet = {"WANDB_MODE": mode, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "PYTHONPATH": path}
+    return subprocess.Popen(
+        [sys.executable, "-m", "foundation.track.mirror", str(out), mode, project],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | quiet,
+        bufsize=0,
+        start_new_session=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- metrics.jsonl
+
+
+def parse_row(line: str | bytes) -> dict[str, Any] | None:
+    """A line as {"step": int, name: number or None}; None where it is torn or something else."""
     try:
-        if mode == "online" and not wandb.api.api_key:
-            log.warning("W&B is offline: no API key (set WANDB_API_KEY); `wandb sync %s` uploads the run later", out / "wandb")
-            mode = "offline"
-        return wandb.init(project=track.project, dir=str(out), config=config, name=out.name, id=run_id, resume="allow", mode=mode)
-    except Exception as error:
-        log.warning("W&B cannot be used (%s: %s); metrics.jsonl has everything", type(error).__name__, error)
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a torn last line, left by a kill, is dropped."""
+    """Lines of metrics.jsonl up to the first that is torn: a kill leaves one at the end."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        row = parse_row(line)
+        if row is None:
             break
+        rows.append(row)
     return rows
 
 

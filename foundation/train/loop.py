@@ -9,7 +9,6 @@ import math
 import platform
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,8 +28,10 @@ from foundation.config import RunConfig
 from foundation.data.loader import Reading, StepLoader, ValidationBatch, order_of, validation_batches
 from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
+from foundation.sampling.provenance import commit
 from foundation.track.console import Console
-from foundation.track.tracker import Tracker, read_metrics
+from foundation.track.metrics import memory_peaks
+from foundation.track.tracker import RUN_ID, Tracker, read_metrics
 from foundation.train import checkpoint
 from foundation.train.ema import EMA
 from foundation.train.engine import Engine
@@ -39,6 +40,7 @@ from foundation.train.memory import rehearse
 from foundation.train.optim import learning_rate
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
+from foundation.train.samples import Sampler
 from foundation.train.saver import Saver
 from foundation.train.snapshot import TrainState
 from foundation.train.watchdog import Watchdog
@@ -93,6 +95,7 @@ def train(
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
     reading = Reading(**config.data.model_dump(exclude={"token_budget"}))
     loader = StepLoader(opened, "train", order, reading, per_step=per_step, rank=rank, world_size=world_size)
+    sampler = Sampler(out, config)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     start = Ranks.start(rank, world_size, settings.hang_timeout_sec)
@@ -110,8 +113,7 @@ def train(
         ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
         tracker = console = None
         if rank == 0:
-            run_id = json.loads((out / RUN).read_text(encoding="utf-8"))["run_id"]
-            tracker = Tracker(out, first_step=state.step, config=state.config, track=config.track, run_id=run_id)
+            tracker = held.enter_context(Tracker(out, first_step=state.step, track=config.track))
             console = Console(settings.num_steps, state.step, config.track.log_every)
         validation = fixed_batches(config, opened, reading, ranks)
         guard, spikes = SkipGuard(settings.max_consecutive_skips, settings.lr), SpikeRule(settings, loud=rank == 0)
@@ -126,6 +128,7 @@ def train(
             lr = learning_rate(state.step, settings)
             watch.beat(state.step, "read")
             read = next(steps)
+            waited = time.perf_counter() - began
             seen: list[tuple[float, dict[str, Tensor]]] = []
             for micro in read.micro_batches:
                 watch.beat(state.step, "compute")
@@ -157,12 +160,18 @@ def train(
                 "train/atoms_per_sec": read.num_atoms / seconds,
                 "train/padding_efficiency": read.padding_efficiency,
                 "train/samples_seen": read.samples_seen,
+                "train/step_sec": seconds,
+                "train/loader_wait_sec": waited,
+                **memory_peaks(ranks.device),
                 **saver.metrics(),
             }
             finished = done == settings.num_steps
             watch.beat(state.step, "validate")
             if validation and (finished or done % settings.validate_every == 0):
                 metrics |= validate(engine, validation, ranks, opened.weights)
+            if sampler.due(done):
+                watch.beat(state.step, "sample")
+                metrics |= sampler.sample(done, ema, ranks)
             if tracker is not None and console is not None:
                 tracker.log(done, metrics)
                 console.show(done, metrics)
@@ -174,7 +183,6 @@ def train(
         steps.close()
         saved = saver.finish()
         if tracker is not None and console is not None:
-            tracker.close()
             console.close()
     if state.step < settings.num_steps:
         raise Resumable(f"at step {state.step} of {settings.num_steps}, {saved} is committed; the same command continues")
@@ -262,9 +270,13 @@ def check_run_folder(out: Path, config: RunConfig, fingerprint: str) -> None:
         return
     try:
         old, facts = (json.loads((out / name).read_text(encoding="utf-8")) for name in (CONFIG, RUN))
-    except ValueError as error:
-        raise CheckpointError(f"{out / CONFIG} or {out / RUN} is damaged ({error}); pass another --out, or --overwrite") from None
-    checkpoint.check_same_run(old, facts["fingerprint"], config, fingerprint)
+        checkpoint.check_same_run(old, facts["fingerprint"], config, fingerprint)
+    except CheckpointError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{out / CONFIG} or {out / RUN} is damaged ({type(error).__name__}: {error}); pass another --out, or --overwrite"
+        ) from None
 
 
 @contextmanager
@@ -297,12 +309,9 @@ def describe_run(out: Path, config: RunConfig, shards: Mixture, world_size: int)
     """config.json and run.json: what ran, on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    ).stdout.strip()
     facts = {
-        "run_id": before.get("run_id") or secrets.token_hex(4),
-        "commit": commit or "unknown",
+        "run_id": run_id if RUN_ID.fullmatch(run_id := str(before.get("run_id"))) else secrets.token_hex(4),
+        "commit": commit() or "unknown",
         "versions": versions(),
         "machine": platform.machine(),
         "world_size": world_size,

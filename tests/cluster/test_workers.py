@@ -15,6 +15,7 @@ from cluster.plan import Plan
 from cluster.restarts import RankFailure
 from cluster.workers import Ledger, Notes, train_worker, worker_environment
 from data_shards.errors import InputError
+from foundation.config import apply_overrides
 from foundation.recipes import get_recipe
 from foundation.train.health import StopRequest
 
@@ -133,6 +134,8 @@ def test_workers_get_threads_accelerator_and_an_offline_tracker(monkeypatch: pyt
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
+    asked = apply_overrides(PLAN.config, ["track.mode=online"])
+    assert worker_environment(replace(PLAN, config=asked))["WANDB_MODE"] == "online"
     monkeypatch.setenv("WANDB_MODE", "online")
     assert worker_environment(replace(PLAN, gpus_per_worker=1.0, cpus_per_worker=0.5)) == {
         "OMP_NUM_THREADS": "1",

@@ -1,29 +1,30 @@
-"""metrics.jsonl holds each step once; W&B is a mirror that never stops a run; the console shows plain lines where nobody watches."""
+"""metrics.jsonl holds each step once; a W&B that cannot begin stops nothing; the console shows plain lines where nobody watches."""
 
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+import foundation.track.tracker as tracker_module
 from foundation.config import TrackConfig
 from foundation.track.console import Console
-from foundation.track.metrics import check_names
-from foundation.track.tracker import Tracker, read_metrics
+from foundation.track.metrics import METRICS, check_names
+from foundation.track.tracker import Tracker, mirror_mode, read_metrics
 
 OFF = TrackConfig(wandb=False)
 
 
 def test_each_step_stands_once_and_lost_steps_are_dropped(tmp_path: Path) -> None:
     for first, steps in ((0, range(1, 6)), (3, range(4, 8))):
-        tracker = Tracker(tmp_path, first_step=first, config={}, track=OFF, run_id="r")
-        for step in steps:
-            tracker.log(step, {"train/loss": step + first / 100})
-        tracker.close()
+        with Tracker(tmp_path, first_step=first, track=OFF) as tracker:
+            for step in steps:
+                tracker.log(step, {"train/loss": step + first / 100})
     rows = [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert rows == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.03), (5, 5.03), (6, 6.03), (7, 7.03)]
 
@@ -31,16 +32,14 @@ def test_each_step_stands_once_and_lost_steps_are_dropped(tmp_path: Path) -> Non
 def test_a_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/lo')
-    tracker = Tracker(tmp_path, first_step=1, config={}, track=OFF, run_id="r")
-    tracker.log(2, {"train/loss": 0.25})
-    tracker.close()
+    with Tracker(tmp_path, first_step=1, track=OFF) as tracker:
+        tracker.log(2, {"train/loss": 0.25})
     assert path.read_text() == '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.25}\n'
 
 
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, first_step=0, config={}, track=OFF, run_id="r")
-    tracker.log(1, {"train/loss": float("nan"), "train/grad_norm": None, "train/lr": 0.1})
-    tracker.close()
+    with Tracker(tmp_path, first_step=0, track=OFF) as tracker:
+        tracker.log(1, {"train/loss": float("nan"), "train/grad_norm": None, "train/lr": 0.1})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
         "step": 1,
         "train/loss": None,
@@ -55,73 +54,72 @@ def test_an_unlisted_metric_is_refused() -> None:
         check_names({"train/los": 1.0})
 
 
-class FakeClient(SimpleNamespace):
-    """Records what a W&B client is asked."""
-
-    def __init__(self, key: str | None = None, error: Exception | None = None) -> None:
-        super().__init__(api=SimpleNamespace(api_key=key), asked=[], logged=[], error=error)
-
-    def init(self, **arguments: Any) -> FakeClient:
-        if self.error:
-            raise self.error
-        self.asked.append(arguments)
-        return self
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.logged.append((step, metrics))
-
-    def finish(self) -> None:
-        self.logged.append("finished")
+@pytest.mark.parametrize(
+    ("track", "environment", "mode"),
+    [
+        (TrackConfig(), None, "offline"),
+        (TrackConfig(mode="online"), None, "online"),
+        (TrackConfig(), "online", "online"),
+        (TrackConfig(mode="online"), "offline", "offline"),
+        (TrackConfig(mode="disabled"), None, None),
+        (TrackConfig(), "disabled", None),
+        (TrackConfig(wandb=False), "online", None),
+        (TrackConfig(mode="online"), "$(reboot)", "offline"),
+    ],
+)
+def test_wandb_is_offline_unless_told_otherwise(track: TrackConfig, environment: str | None, mode: str | None) -> None:
+    assert mirror_mode(track, {} if environment is None else {"WANDB_MODE": environment}) == mode
 
 
 @pytest.mark.parametrize(
-    ("track", "environment", "key", "mode"),
+    ("run", "text"),
     [
-        (TrackConfig(), None, None, "offline"),
-        (TrackConfig(mode="online"), None, "k", "online"),
-        (TrackConfig(mode="online"), None, None, "offline"),
-        (TrackConfig(), "online", "k", "online"),
-        (TrackConfig(mode="online"), "offline", "k", "offline"),
-        (TrackConfig(), "disabled", "k", None),
-        (TrackConfig(wandb=False), "online", "k", None),
+        ({"run_id": "../../x"}, "run_id '../../x' in "),
+        ({}, "run_id 'None' in "),
+        (["0123abcd"], "holds no JSON object"),
+        (None, "FileNotFoundError"),
     ],
 )
-def test_wandb_is_offline_unless_told_otherwise_and_never_asks_for_a_login(
-    track: TrackConfig, environment: str | None, key: str | None, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mirror_that_cannot_begin_says_so_once_and_the_file_has_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], run: object, text: str
 ) -> None:
-    client = FakeClient(key)
-    monkeypatch.setitem(sys.modules, "wandb", client)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    if environment:
-        monkeypatch.setenv("WANDB_MODE", environment)
-    tracker = Tracker(tmp_path, first_step=0, config={"a": 1}, track=track, run_id="abc")
-    tracker.log(1, {"train/loss": 1.0, "train/grad_norm": None})
-    tracker.close()
-    assert [asked["mode"] for asked in client.asked] == ([mode] if mode else [])
-    if mode:
-        assert (client.asked[0]["dir"], client.asked[0]["id"], client.asked[0]["config"]) == (str(tmp_path), "abc", {"a": 1})
-        assert client.logged == [(1, {"train/loss": 1.0}), "finished"]
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    if run is not None:
+        (out / "run.json").write_text(json.dumps(run))
+    with Tracker(out, first_step=0, track=TrackConfig()) as tracker:
+        tracker.log(1, {"train/loss": 1.0})
+    heard = capfd.readouterr().err
+    assert heard.startswith("W&B: cannot be used (")
+    assert text in heard
+    assert heard.endswith("; metrics.jsonl has everything\n")
+    assert heard.count("\n") == 1
+    assert len(read_metrics(out / "metrics.jsonl")) == 1
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "run",
+        "config.json",
+        "metrics.jsonl",
+        *(["run.json"] if run is not None else []),
+    }
 
 
-def test_a_broken_mirror_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", FakeClient(error=OSError("no service")))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    tracker = Tracker(tmp_path, first_step=0, config={}, track=TrackConfig(), run_id="r")
-    tracker.log(1, {"train/loss": 1.0})
-    tracker.close()
-    assert "W&B cannot be used (OSError: no service); metrics.jsonl has everything" in caplog.text
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+def test_a_mirror_that_is_stuck_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(out: Path, mode: str, project: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE)
 
-
-@pytest.mark.slow
-def test_the_real_wandb_writes_an_offline_run_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for first in (0, 1):
-        tracker = Tracker(tmp_path, first_step=first, config={"a": 1}, track=TrackConfig(), run_id="abcdefgh")
+    monkeypatch.setattr(tracker_module, "start_mirror", stuck)
+    monkeypatch.setattr(tracker_module, "CLOSE_SEC", 0.2)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with Tracker(tmp_path, first_step=0, track=TrackConfig()) as tracker:
         assert tracker.mirror is not None
-        tracker.log(first + 1, {"train/loss": 1.0})
-        tracker.close()
-    assert len(list((tmp_path / "wandb").glob("offline-run-*-abcdefgh"))) >= 1
+    assert tracker.mirror.returncode == -signal.SIGKILL
+
+
+def test_the_page_lists_every_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    assert dict(re.findall(r"^\| `(\w+/\w+)` \| (.*) \|$", page, flags=re.MULTILINE)) == METRICS
 
 
 def test_plain_lines_show_loss_speed_padding_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
