@@ -29,11 +29,15 @@ def fit(plan: Plan) -> None:
     """
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.network import MeetOnNodeAddress
 
     on_gpu = plan.gpus_per_worker > 0
-    verdict = ray.remote(num_cpus=0)(Verdict).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where nothing is lost but with the job
+    verdict = ray.remote(num_cpus=0)(Verdict).options(scheduling_strategy=here).remote()
     scratch = Path(plan.out) / SCRATCH
     trainer = TorchTrainer(
         train_worker,
@@ -43,7 +47,7 @@ def fit(plan: Plan) -> None:
             "out": plan.out,
             "verdict": verdict,
         },
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=MeetOnNodeAddress(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=plan.num_workers,
             use_gpu=on_gpu,
