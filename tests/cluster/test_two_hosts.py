@@ -28,12 +28,12 @@ from foundation.train import checkpoint
 from foundation.train.loop import train
 from tests.cluster.conftest import ROOT, STOP_LIMIT_SEC, processes_of
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 HEAD, WORKER, SWITCH = "head", "worker", "switch"
 ADDRESS = {HEAD: "10.213.7.1", WORKER: "10.213.7.2"}
 PORT = 6379  # every namespace has all its ports to itself
-NUM_STEPS, CHECKPOINT_EVERY, CUT_AT = 80, 5, 12
+NUM_STEPS, CHECKPOINT_EVERY, CUT_AT = 60, 5, 12
 START_LIMIT_SEC, EVENT_LIMIT_SEC, JOB_LIMIT_SEC = 120, 180, 420
 TOLERANCE = 1e-4
 SMALL = (
@@ -119,15 +119,12 @@ def network() -> Iterator[Network]:
         made.tear_down()
 
 
-def note(what: str) -> None:
-    print(f"{time.strftime('%X')} {what}", file=sys.stderr, flush=True)
-
-
 class Cluster:
     """A Ray node on each host, one CPU each."""
 
     def __init__(self, network: Network, scratch: Path) -> None:
         self.network, self.scratch = network, scratch
+        self.worker: subprocess.Popen[bytes] | None = None
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "POLYMER_HOME", "GLOO_"))}
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
         self.environment |= {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", **QUICK_TO_NOTICE}
@@ -240,27 +237,22 @@ def test_a_host_that_is_cut_off(cluster: Cluster, recovery: str, shards: str, un
         size = ["resources.num_workers=auto", "resources.min_workers=1"]
     fields = [f"shards={shards}", f"out={run}", "recipe=polyconfm_tiny", *size, *SMALL]
     job = cluster.run(HEAD, "-m", "cluster.launch", "cluster/pretrain.yaml", *fields, RAY_ADDRESS=f"{ADDRESS[HEAD]}:{PORT}")
-    note("job start")
     wait_for(lambda: last_step(run) >= CUT_AT or job.poll() is not None, f"step {CUT_AT}")
     assert job.poll() is None, cluster.said()
     assert {world_size(folder) for folder in checkpoint.committed(run)} == {2}
 
-    note("cut");cluster.network.cable(WORKER, "down")
+    cluster.network.cable(WORKER, "down")
     time.sleep(1.0)  # what was under way
     at_the_cut = last_step(run)
     assert at_the_cut < NUM_STEPS - CHECKPOINT_EVERY, "the run was over before the cut"
     wait_for(lambda: cluster.num_nodes() == 1, "the loss of the node")
-    note("node lost")
     wait_for(lambda: cluster.worker.poll() is not None, "the end of the lonely node")  # it may have held rank 0, and with it the run folder
-    note("lonely node ended")
     if recovery == "the node comes back":
         assert last_step(run) == at_the_cut  # one of two ranks alone does nothing
         cluster.network.cable(WORKER, "up")
         cluster.start_node(WORKER)
-    note("second started")
     assert job.wait(timeout=JOB_LIMIT_SEC) == 0, cluster.said()
 
-    note("job end"+cluster.said())
     assert world_size(checkpoint.find(run)) == (2 if recovery == "the node comes back" else 1)
     assert max(abs(a - b) for a, b in zip(curve(run), undisturbed, strict=True)) < TOLERANCE
     assert len(set(undisturbed)) > NUM_STEPS // 2
