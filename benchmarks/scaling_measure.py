@@ -35,10 +35,10 @@ from foundation.train.engine import Engine
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator
 
-BUDGETS = (256, 512, 1024, 2048)  # atoms of a micro-batch
-WIDTHS = (64, 96, 160)  # channels: parameters from 0.7 to 4 M
+BUDGETS = (256, 512, 1024)  # atoms of a micro-batch
+WIDTHS = (64, 96, 160)  # channels: parameters 0.7 to 4 M
 MESSAGES = tuple(4**k for k in range(5, 13))  # numbers of an all-reduce: 4 KiB to 64 MiB
-NUM_STEPS = 16
+NUM_STEPS = 9
 PLANNED = (20_000, 80_000)  # samples of an epoch that is planned
 
 
@@ -129,7 +129,7 @@ def micro_batches(shards: ShardSet) -> list[dict[str, float]]:
                     "atoms": read.batch.x_unit_ang.shape[0],
                     "flops": flops.get_total_flops(),
                     "kernels": operations.kernels,
-                    "cpu_seconds": cpu_seconds(work, 7),
+                    "cpu_seconds": cpu_seconds(work, 3),
                 }
             )
     return found
@@ -151,7 +151,7 @@ def updates() -> list[dict[str, float]]:
             for mean, parameter in zip(average, objective.parameters()):
                 mean.lerp_(parameter.detach(), 0.01)
 
-        found.append({"parameters": sum(p.numel() for p in objective.parameters()), "cpu_seconds": cpu_seconds(work, 9)})
+        found.append({"parameters": sum(p.numel() for p in objective.parameters()), "cpu_seconds": cpu_seconds(work, 5)})
     return found
 
 
@@ -258,9 +258,9 @@ def as_rank(rank: int, meeting: str, shards_path: str, out: str) -> None:
     found: dict[str, Any] = {"all_reduce": [], "zero": [], "words": 0.0}
     for numbers in MESSAGES:
         tensor = torch.ones(numbers)
-        seconds = cpu_seconds(lambda tensor=tensor: dist.all_reduce(tensor), 9 if numbers > 2**20 else 31, dist.barrier)
+        seconds = cpu_seconds(lambda tensor=tensor: dist.all_reduce(tensor), 5 if numbers > 2**20 else 15, dist.barrier)
         found["all_reduce"].append({"bytes": 4 * numbers, "cpu_seconds": seconds})
-    found["words"] = cpu_seconds(lambda: ranks.gather(({f"term{k}": 0.5 for k in range(8)}, False)), 31, dist.barrier)
+    found["words"] = cpu_seconds(lambda: ranks.gather(({f"term{k}": 0.5 for k in range(8)}, False)), 15, dist.barrier)
     for stage in range(4):
         for accumulate in (1, 2):
             config = run_config(f"train.zero_stage={stage}", f"train.micro_batches_per_step={2 * accumulate}", "data.token_budget=512")
@@ -314,16 +314,22 @@ def main(
     torch.set_num_threads(1)
     opened = open_shards(shards)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    found = {
+    found: dict[str, Any] = {
         "setting": {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__, "commit": commit},
-        "micro_batches": micro_batches(opened),
-        "updates": updates(),
-        "recipes": sizes_of_recipes(opened),
-        "loading": loading(opened),
-        "writing": writing(),
-        "one_rank": {"step": measured_steps(Ranks.start(0, 1), opened)},
-        "two_ranks": two_ranks(shards),
     }
+    parts: dict[str, Callable[[], Any]] = {
+        "updates": updates,
+        "writing": writing,
+        "loading": lambda: loading(opened),
+        "one_rank": lambda: {"step": measured_steps(Ranks.start(0, 1), opened)},
+        "two_ranks": lambda: two_ranks(shards),
+        "recipes": lambda: sizes_of_recipes(opened),
+        "micro_batches": lambda: micro_batches(opened),
+    }
+    for name, measure in parts.items():
+        began = time.perf_counter()
+        found[name] = measure()
+        typer.echo(f"{name}: {time.perf_counter() - began:.0f} s")
     out.write_text(json.dumps(found, indent=1) + "\n")
     typer.echo(f"wrote {out}")
 

@@ -51,6 +51,7 @@ class Machine:
     reads_per_sec: float = 50e3  # small reads that one file server answers
     loader_workers: int = 4  # of a rank (data.num_workers)
     open_files: int = 1024  # of a process, by default
+    restart_sec: float = 180.0  # noticing a lost node, waiting for room, starting processes
     gpu_hours_per_failure: float = 16384 * 54 * 24 / 419  # Llama 3 (arXiv 2407.21783, section 3.3.4)
 
 
@@ -206,7 +207,7 @@ def predict(recipe: Recipe, gpus: int, loading: dict[str, float], machine: Machi
 
 def limits(recipe: Recipe, made: Prediction, machine: Machine) -> list[tuple[str, float]]:
     """What is beyond its bound, worst first: (name, how many times the bound)."""
-    failures_in_two_weeks = made.gpus * 14 * 24 / machine.gpu_hours_per_failure
+    again_sec = made.startup_sec + machine.restart_sec + recipe.checkpoint_every * made.step / 2  # of every failure
     found = {
         "micro_batches_per_step of the recipe is below the number of ranks": made.gpus / recipe.micro_batches_per_step,
         "operations are launched slower than they compute": made.launch_ratio,
@@ -218,7 +219,9 @@ def limits(recipe: Recipe, made: Prediction, machine: Machine) -> list[tuple[str
         "every rank reads the manifest and plans the epoch: more than a minute": made.startup_sec / 60,
         "manifest and order in every rank: more than 64 GiB a node": made.metadata_bytes_per_node / 2**36,
         "checkpoints through rank 0 block more than 2 % of the time": made.checkpoint / made.step / 0.02,
-        "failures in two weeks against resources.max_failures": failures_in_two_weeks / 3,
+        "starting again and repeating steps takes more than 2 % of the time": again_sec
+        / (machine.gpu_hours_per_failure * 3600 / made.gpus)
+        / 0.02,
     }
     return sorted(((name, ratio) for name, ratio in found.items() if ratio > 1), key=lambda item: -item[1])
 

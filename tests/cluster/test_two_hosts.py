@@ -233,8 +233,10 @@ def test_a_host_that_is_cut_off(cluster: Cluster, recovery: str, shards: str, un
     """Two ranks on two hosts over gloo; one host is cut off; the run goes on from its last checkpoint and no step differs."""
     run = tmp_path / "run"
     size = ["resources.num_workers=2"]
+    if "restart_timeout_sec" in Resources.model_fields:
+        size.append(f"resources.restart_timeout_sec={EVENT_LIMIT_SEC}")  # the whole group is waited for
     if recovery == "the others go on":
-        size = ["resources.num_workers=auto", "resources.min_workers=1"]
+        size = ["resources.num_workers=auto", "resources.min_workers=1", "resources.restart_timeout_sec=5"]
     fields = [f"shards={shards}", f"out={run}", "recipe=polyconfm_tiny", *size, *SMALL]
     job = cluster.run(HEAD, "-m", "cluster.launch", "cluster/pretrain.yaml", *fields, RAY_ADDRESS=f"{ADDRESS[HEAD]}:{PORT}")
     wait_for(lambda: last_step(run) >= CUT_AT or job.poll() is not None, f"step {CUT_AT}")
