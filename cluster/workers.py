@@ -202,9 +202,10 @@ def attempt(plan: Plan, size: int, number: int, ledger: Any, stop: StopRequest) 
 def run_group(plan: Plan, size: int, name: str, ledger: Any) -> dict[int, RankFailure] | None:
     """One TorchTrainer.fit; runs as a Ray task. Returns as attempt."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+    from cluster.network import MeetOnNodeAddress
     from foundation.train.ranks import group_timeout
 
     on_gpu = plan.gpus_per_worker > 0
@@ -212,7 +213,7 @@ def run_group(plan: Plan, size: int, name: str, ledger: Any) -> dict[int, RankFa
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": plan.config.model_dump(mode="json"), "shards": plan.shards, "out": plan.out, "ledger": ledger},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=timeout_sec),
+        torch_config=MeetOnNodeAddress(backend="nccl" if on_gpu else "gloo", timeout_s=timeout_sec),
         scaling_config=ScalingConfig(num_workers=size, use_gpu=on_gpu, resources_per_worker=bundle(plan)),
         run_config=RunConfig(
             name=name,

@@ -30,26 +30,12 @@ STAGING_NAME = ".staging"
 CHUNK_BYTES = 2**20
 PATIENCE_SEC = 20.0  # how long a connection that worked before may fail
 LONGEST_PAUSE_SEC = 30.0
-PASSING_ERRORS = frozenset(
+PASSING_ERRORS = frozenset(  # those that this system has
     getattr(errno, name)
-    for name in [
-        "EIO",
-        "ESTALE",
-        "ETIMEDOUT",
-        "EAGAIN",
-        "EINTR",
-        "EBUSY",
-        "ENETDOWN",
-        "ENETUNREACH",
-        "ENETRESET",
-        "ECONNRESET",
-        "ECONNABORTED",
-        "ECONNREFUSED",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "EREMOTEIO",
-        "ENOLINK",
-    ]  # those that this system has
+    for name in (
+        *("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ECONNRESET"),
+        *("ECONNABORTED", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ENOLINK"),
+    )
     if hasattr(errno, name)
 )
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # protocols whose addresses begin with a bucket, which is not made by writing into it

@@ -47,8 +47,8 @@ from foundation.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 CONFIG, RUN, LOCK = "config.json", "run.json", "lock"
+LOCK_WAIT_SEC = 600.0  # a node that was cut off needs minutes to notice, a file server as long to forget the lock of one that died
 T = TypeVar("T")
-LOCK_WAIT_SEC = 60.0  # a run whose launcher was killed may have workers that are about to notice
 
 
 @dataclass(frozen=True)
@@ -288,6 +288,7 @@ def sole_writer(out: Path) -> Iterator[None]:
     """
     out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + LOCK_WAIT_SEC
+    told = False
     with (out / LOCK).open("w") as lock:
         while True:
             try:
@@ -296,6 +297,9 @@ def sole_writer(out: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise InputError(f"another process is training into {out}; stop it or wait for it, or pass another --out") from None
+                if not told:
+                    log.warning("another process is training into %s; waiting %.0f s for its end", out, LOCK_WAIT_SEC)
+                    told = True
                 time.sleep(0.2)
         try:
             yield
