@@ -49,7 +49,10 @@ class Mirror:
 
     def _committed(self) -> list[str]:
         self._fs.invalidate_cache()
-        names = {path.rsplit("/", 2)[-2] for path in self._fs.glob(f"{self._root}/step-*/{MARKER}")}
+        try:
+            names = {path.rsplit("/", 2)[-2] for path in self._fs.glob(f"{self._root}/step-*/{MARKER}")}
+        except FileNotFoundError:  # no such bucket
+            return []
         found = {step: name for name in names if (step := step_of(name)) is not None}
         return [found[step] for step in sorted(found)]
 
