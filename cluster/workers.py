@@ -226,7 +226,8 @@ def run_group(plan: Plan, size: int, name: str, ledger: Any) -> dict[int, RankFa
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        return {rank: RankFailure(None, f"lost ({_first_line(failure)})") for rank, failure in error.worker_failures.items()}
+        failures = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in error.worker_failures.items()}
+        return {rank: RankFailure(None, f"lost ({_first_line(failure)})") for rank, failure in failures.items()}
     except ControllerError as error:
         return {-1: RankFailure(None, f"the group did not start ({_first_line(error.controller_failure)})")}
     return None
