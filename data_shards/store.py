@@ -31,10 +31,8 @@ CHUNK_BYTES = 2**20
 PATIENCE_SEC = 20.0  # how long a connection that worked before may fail
 LONGEST_PAUSE_SEC = 30.0
 PASSING_ERRORS = frozenset(
-    getattr(errno, name)
-    for name in """EIO ESTALE ETIMEDOUT EAGAIN EINTR EBUSY ENETDOWN ENETUNREACH ENETRESET ECONNRESET ECONNABORTED ECONNREFUSED
-        EHOSTDOWN EHOSTUNREACH EREMOTEIO ENOLINK""".split()  # those that this system has
-    if hasattr(errno, name)
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET}
+    | {errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # protocols whose addresses begin with a bucket, which is not made by writing into it
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
