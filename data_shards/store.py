@@ -30,13 +30,9 @@ STAGING_NAME = ".staging"
 CHUNK_BYTES = 2**20
 PATIENCE_SEC = 20.0  # how long a connection that worked before may fail
 LONGEST_PAUSE_SEC = 30.0
-PASSING_ERRORS = frozenset(  # those that this system has
-    getattr(errno, name)
-    for name in (
-        *("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ECONNRESET"),
-        *("ECONNABORTED", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ENOLINK"),
-    )
-    if hasattr(errno, name)
+PASSING_ERRORS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET}
+    | {errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # protocols whose addresses begin with a bucket, which is not made by writing into it
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)

@@ -59,6 +59,28 @@ def test_commands_of_the_page_have_these_flags(module: str, words: list[str]) ->
         assert re.search(rf"{flag}\b", help_of(module)), f"{module} has no {flag}"
 
 
+def test_the_training_page_is_true() -> None:
+    """Its commands have their flags, its overrides are keys of the recipe, and its job file's mixture can be read."""
+    from cluster.spec import load_spec
+    from foundation.config import apply_overrides
+    from foundation.recipes import get_recipe
+
+    page = (ROOT / "docs" / "training.md").read_text()
+    words = [shlex.split(line) for line in code_lines(page)]
+    assert len(words) >= 3
+    for module, rest in ((w[2], w[3:]) for w in words):
+        assert [flag for flag in rest if flag.startswith("--") and flag not in help_of(module)] == []
+        apply_overrides(get_recipe("polyconfm_tiny"), [word for word in rest if re.match(r"(train|data)\.", word)])
+    keys = set(re.findall(r"`((?:train|data)\.\w+)", page))
+    assert len(keys) >= 10
+    config = get_recipe("polyconfm_tiny").model_dump()
+    assert [key for key in keys if key.split(".")[1] not in config[key.split(".")[0]]] == []
+    mixture = re.search(r"`shards: (\{.*\})`", page)
+    assert mixture is not None
+    spec = load_spec(ROOT / "cluster" / "pretrain.yaml", [f"shards={mixture.group(1)}"])
+    assert spec.shards == {"shards/md": 0.8, "shards/grow": 0.2}
+
+
 def test_overrides_of_the_page_are_keys_of_the_recipe() -> None:
     from foundation.config import apply_overrides
     from foundation.recipes import RECIPES, get_recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import pytest
@@ -20,6 +21,13 @@ ORDER = Order(
 
 def take(order: Order, samples_seen: int, count: int) -> list:
     return list(itertools.islice(order.stream(samples_seen), count))
+
+
+def test_the_order_is_that_of_earlier_versions() -> None:
+    """Runs that were begun go on: 60 micro-batches of one set as they were before several sets could be read."""
+    rows = [(m.epoch, m.samples, m.conformations, m.seen, m.noise_seed) for m in take(ORDER, 0, 60)]
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+    assert digest == "827451c5e0378c540dfd0557d067ca279fdcecf1ed2b31349693b69b58979c2a"
 
 
 def test_an_epoch_holds_every_sample_once_and_another_order_follows() -> None:
