@@ -127,7 +127,7 @@ def plan(seed: int, kinds: dict[str, int]) -> list[Fault]:
     rng = random.Random(seed)
     names = [kind for kind, count in kinds.items() for _ in range(count)]
     rng.shuffle(names)
-    steps = sorted(rng.sample(range(8, STEPS - 4), len(names)))
+    steps = sorted(rng.sample(range(8, STEPS - 12), len(names)))
     return [Fault(kind, at) for kind, at in zip(names, steps, strict=True)]
 
 
@@ -231,9 +231,9 @@ class Operator:
         self.start(run)
         for fault in faults:
             self.until(run, fault.at)
-            began, step = time.monotonic(), last(run)
+            began = time.monotonic()
             undo = self.strike(fault, run)
-            seen_at = max(step, fault.at) + 1
+            seen_at = max(last(run), fault.at) + 2  # rank 0 may write one more line when another rank is gone
             if fault.kind == "disk full":  # nobody minds before the next checkpoint
                 seen_at += CHECKPOINT_EVERY
             self.until(run, seen_at, fault, undo)
