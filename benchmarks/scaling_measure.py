@@ -59,11 +59,12 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels, self.bytes = 0, Counter[str]()
+        self.kernels, self.bytes, self.messages = 0, Counter[str](), 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         if name.startswith("c10d::"):
+            self.messages += 1
             self.bytes[name.removeprefix("c10d::").strip("_")] += max(_bytes(argument) for argument in args[:2])  # the whole side
         elif "view" not in name and name.split("::")[1] not in ("detach", "alias", "t.default", "expand", "slice", "select"):
             self.kernels += 1
@@ -268,12 +269,14 @@ def collectives(rank: int, meeting: str, shards_path: str) -> dict[str, Any]:
             config = run_config(*fields, "objective.width=64", "deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
             objective = build_objective(config.objective)
             parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+            tensors = sum(p.requires_grad for p in objective.parameters())
             engine = Engine(objective, config, ranks)
             steps = steps_of(config, shards, rank, 2)
             train_step(engine, next(steps))
             with Operations() as operations:
                 train_step(engine, next(steps))
-            found["zero"].append({"stage": stage, "accumulate": accumulate, "parameters": parameters, "bytes": dict(operations.bytes)})
+            row = {"stage": stage, "accumulate": accumulate, "parameters": parameters, "parameter_tensors": tensors}
+            found["zero"].append({**row, "messages": operations.messages, "bytes": dict(operations.bytes)})
     dist.barrier()
     return found
 

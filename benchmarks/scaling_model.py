@@ -22,6 +22,7 @@ import numpy as np
 import typer
 
 SIZES = (8, 64, 512, 4096)
+LIVE_NUMBERS = 1e9  # DeepSpeed's stage3_max_live_parameters: weights gathered for forward stay for backward up to here
 FLOAT = 4  # bytes; weights, gradients and moments are fp32, bf16 is used inside operations only
 STEPS_PER_EPOCH = 100  # below that a run is a few passes of huge steps; the corpus is taken to grow until it is reached
 
@@ -100,9 +101,9 @@ def zero_volume(stage: int, parameters: float, accumulate: int) -> float:
 
     The paper has 2 psi for stages 0 to 2 and 3 psi for stage 3. Differs: DeepSpeed's stages 1 and 2 reduce whole buckets to all ranks
     (use_multi_rank_bucket_allreduce), which is 3 psi with the gathering of the weights; stages 2 and 3 reduce after every micro-batch,
-    since no rank may keep a whole gradient; stage 3 gathers the weights twice for each.
+    since no rank may keep a whole gradient; stage 3 gathers the weights of models below LIVE_NUMBERS once for each, others twice.
     """
-    per_step, per_micro_batch = {0: (2, 0), 1: (3, 0), 2: (1, 2), 3: (0, 3)}[stage]
+    per_step, per_micro_batch = {0: (2, 0), 1: (3, 0), 2: (1, 2), 3: (0, 2 if parameters < LIVE_NUMBERS else 3)}[stage]
     return (per_step + accumulate * per_micro_batch) * parameters
 
 
@@ -174,7 +175,7 @@ def predict(recipe: Recipe, gpus: int, loading: dict[str, float], machine: Machi
     collectives = all_reduce(volume / 2 * FLOAT, gpus, machine)
     if recipe.zero_stage == 3:  # a message for every tensor, not for buckets
         hops = math.ceil(math.log2(max(2, gpus // machine.gpus_per_node))) if gpus > machine.gpus_per_node else 0
-        collectives += 3 * accumulate * recipe.parameter_tensors * (machine.inside.latency_sec + hops * machine.between.latency_sec)
+        collectives += 2 * accumulate * recipe.parameter_tensors * (machine.inside.latency_sec + hops * machine.between.latency_sec)
     update = 10 * FLOAT * recipe.parameters / (gpus if recipe.zero_stage else 1) / machine.memory_bytes_per_sec
     words = 2 * ring_all_gather(1024 * gpus, gpus, machine.words)  # sizes, then contents
     saved = 4 * FLOAT * recipe.parameters  # weights, average, two moments, all through rank 0

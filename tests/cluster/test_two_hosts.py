@@ -48,6 +48,7 @@ QUICK_TO_NOTICE = {  # Ray's own defaults take a minute to call a node dead, and
     "RAY_grpc_client_keepalive_time_ms": "4000",
     "RAY_grpc_client_keepalive_timeout_ms": "4000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "12",
+    "RAY_worker_niceness": "0",  # 15 by default: next to other tests nothing would move
 }
 
 
