@@ -38,7 +38,8 @@ from foundation.train.rng import generator
 BUDGETS = (256, 512, 1024)  # atoms of a micro-batch
 WIDTHS = (64, 96, 160)  # channels: parameters 0.7 to 4 M
 MESSAGES = tuple(4**k for k in range(5, 13))  # numbers of an all-reduce: 4 KiB to 64 MiB
-NUM_STEPS = 9
+NUM_STEPS, NUM_ROUNDS = 9, 3
+FLOAT = 4  # bytes
 PLANNED = (20_000, 80_000)  # samples of an epoch that is planned
 
 
@@ -58,11 +59,12 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels, self.bytes = 0, Counter[str]()
+        self.kernels, self.bytes, self.messages = 0, Counter[str](), 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         if name.startswith("c10d::"):
+            self.messages += 1
             self.bytes[name.removeprefix("c10d::").strip("_")] += max(_bytes(argument) for argument in args[:2])  # the whole side
         elif "view" not in name and name.split("::")[1] not in ("detach", "alias", "t.default", "expand", "slice", "select"):
             self.kernels += 1
@@ -248,62 +250,84 @@ def writing(mib: int = 192) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------------------- two ranks
 
 
-def as_rank(rank: int, meeting: str, shards_path: str, out: str) -> None:
-    """One of two processes that meet in a file."""
+def collectives(rank: int, meeting: str, shards_path: str) -> dict[str, Any]:
+    """As one of two processes that meet in a file: all-reduce, words, and what ZeRO sends."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
-    shards, device = open_shards(shards_path), torch.device("cpu")
-    ranks = Ranks(rank, 2, device, None, False)
+    shards, ranks = open_shards(shards_path), Ranks.start(rank, 2)
     found: dict[str, Any] = {"all_reduce": [], "zero": [], "words": 0.0}
     for numbers in MESSAGES:
         tensor = torch.ones(numbers)
         seconds = cpu_seconds(lambda tensor=tensor: dist.all_reduce(tensor), 5 if numbers > 2**20 else 15, dist.barrier)
-        found["all_reduce"].append({"bytes": 4 * numbers, "cpu_seconds": seconds})
+        found["all_reduce"].append({"bytes": FLOAT * numbers, "cpu_seconds": seconds})
     found["words"] = cpu_seconds(lambda: ranks.gather(({f"term{k}": 0.5 for k in range(8)}, False)), 15, dist.barrier)
     for stage in range(4):
         for accumulate in (1, 2):
-            config = run_config(f"train.zero_stage={stage}", f"train.micro_batches_per_step={2 * accumulate}", "data.token_budget=512")
-            engine = Engine(build_objective(config.objective), config, ranks)
+            # small tensors stay whole under ZeRO 3 by default, and here all are small
+            fields = [f"train.zero_stage={stage}", f"train.micro_batches_per_step={2 * accumulate}", "data.token_budget=256"]
+            config = run_config(*fields, "objective.width=64", "deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+            objective = build_objective(config.objective)
+            parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+            tensors = sum(p.requires_grad for p in objective.parameters())
+            engine = Engine(objective, config, ranks)
             steps = steps_of(config, shards, rank, 2)
-            for _ in range(2):
-                train_step(engine, next(steps))
+            train_step(engine, next(steps))
             with Operations() as operations:
                 train_step(engine, next(steps))
-            parameters = sum(p.numel() for p in build_objective(config.objective).parameters() if p.requires_grad)
-            found["zero"].append({"stage": stage, "accumulate": accumulate, "parameters": parameters, "bytes": dict(operations.bytes)})
-    found["step"] = measured_steps(ranks, shards)
-    if rank == 0:
-        Path(out).write_text(json.dumps(found))
+            row = {"stage": stage, "accumulate": accumulate, "parameters": parameters, "parameter_tensors": tensors}
+            found["zero"].append({**row, "messages": operations.messages, "bytes": dict(operations.bytes)})
     dist.barrier()
+    return found
 
 
-def measured_steps(ranks: Ranks, shards: ShardSet) -> dict[str, float]:
-    """Steps of one micro-batch per rank. Alone, a rank takes the micro-batches of rank 0 of two: only the second rank is new."""
-    config = run_config(f"train.micro_batches_per_step={ranks.world_size}", "data.token_budget=1024")
+def steps_alone_or_together(rank: int, meeting: str, shards_path: str, world_size: int) -> dict[str, Any]:
+    """Seconds of steps of one micro-batch per rank. Alone, a rank takes the same micro-batches, but nobody shares its gradient."""
+    import torch.distributed as dist
+
+    store = dist.FileStore(meeting, 2)
+    if world_size == 2:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    ranks = Ranks.start(rank if world_size == 2 else 0, world_size)
+    config = run_config(f"train.micro_batches_per_step={world_size}", "data.token_budget=1024")
     engine = Engine(build_objective(config.objective), config, ranks)
-    steps = steps_of(run_config("train.micro_batches_per_step=2", "data.token_budget=1024"), shards, ranks.rank, 2)
+    steps = steps_of(run_config("train.micro_batches_per_step=2", "data.token_budget=1024"), open_shards(shards_path), rank, 2)
+    reads = [next(steps) for _ in range(NUM_STEPS)]
+    store.set(f"ready{rank}", "yes")
+    store.wait(["ready0", "ready1"])  # both cores are busy either way
     times = []
-    for read in (next(steps) for _ in range(NUM_STEPS)):
+    for read in reads:
         began = time.process_time()
         train_step(engine, read)
         times.append(time.process_time() - began)
-    return {"cpu_seconds": statistics.median(times[1:]), "parameters": sum(p.numel() for p in engine.parameters.values())}
+    return {"cpu_seconds": times[1:], "parameters": sum(p.numel() for p in engine.parameters.values())}
 
 
-def two_ranks(shards: str) -> dict[str, Any]:
-    """What as_rank finds, from two fresh processes."""
+def two_processes(what: str, *arguments: Any) -> list[dict[str, Any]]:
+    """Results of a function of this file in two fresh processes, called with rank, meeting place and arguments."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
-        code = "import sys; from benchmarks.scaling_measure import as_rank; as_rank(int(sys.argv[1]), *sys.argv[2:])"
-        command = [sys.executable, "-W", "ignore", "-c", code]
+        code = (
+            "import json, sys; from pathlib import Path; from benchmarks import scaling_measure as m\n"
+            f"found = m.{what}(int(sys.argv[1]), '{folder}/meet', *{arguments!r})\n"
+            f"Path('{folder}/' + sys.argv[1]).write_text(json.dumps(found))"
+        )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        processes = [subprocess.Popen([*command, str(r), f"{folder}/meet", shards, str(out)], env=environment) for r in range(2)]
+        processes = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(r)], env=environment) for r in range(2)]
         codes = [process.wait() for process in processes]
         if any(codes):
-            raise RuntimeError(f"the two ranks ended with {codes}")
-        found: dict[str, Any] = json.loads(out.read_text())
-    return found
+            raise RuntimeError(f"{what}: the two processes ended with {codes}")
+        return [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(2)]
+
+
+def steps_of_one_and_two(shards: str) -> dict[str, Any]:
+    """Each step's least processor time of several rounds, alone and together in turn, since the machine is shared; mean over steps."""
+    rounds: dict[int, list[list[float]]] = {1: [], 2: []}
+    for _ in range(NUM_ROUNDS):
+        for world_size, times in rounds.items():
+            found = two_processes("steps_alone_or_together", shards, world_size)
+            times.append([seconds for rank in found for seconds in rank["cpu_seconds"]])
+    least = {world_size: statistics.mean(min(step) for step in zip(*times)) for world_size, times in rounds.items()}
+    return {"one_rank_cpu_seconds": least[1], "two_ranks_cpu_seconds": least[2], "parameters": found[0]["parameters"]}
 
 
 def main(
@@ -321,8 +345,8 @@ def main(
         "updates": updates,
         "writing": writing,
         "loading": lambda: loading(opened),
-        "one_rank": lambda: {"step": measured_steps(Ranks.start(0, 1), opened)},
-        "two_ranks": lambda: two_ranks(shards),
+        "collectives": lambda: two_processes("collectives", shards)[0],
+        "steps": lambda: steps_of_one_and_two(shards),
         "recipes": lambda: sizes_of_recipes(opened),
         "micro_batches": lambda: micro_batches(opened),
     }

@@ -22,6 +22,7 @@ import numpy as np
 import typer
 
 SIZES = (8, 64, 512, 4096)
+LIVE_NUMBERS = 1e9  # DeepSpeed's stage3_max_live_parameters: weights gathered for forward stay for backward up to here
 FLOAT = 4  # bytes; weights, gradients and moments are fp32, bf16 is used inside operations only
 STEPS_PER_EPOCH = 100  # below that a run is a few passes of huge steps; the corpus is taken to grow until it is reached
 
@@ -96,12 +97,13 @@ def all_reduce(size: float, gpus: int, machine: Machine) -> float:
 
 
 def zero_volume(stage: int, parameters: float, accumulate: int) -> float:
-    """Numbers that a rank sends in a step, for many ranks.
+    """Numbers that a rank sends in a step of DeepSpeed, for many ranks.
 
-    ZeRO 0 and 1 reduce once a step. DeepSpeed's ZeRO 2 reduces after every micro-batch, since no rank may keep a whole gradient; its ZeRO 3
-    also gathers the weights twice for each.
+    The paper has 2 psi for stages 0 to 2 and 3 psi for stage 3. Differs: DeepSpeed's stages 1 and 2 reduce whole buckets to all ranks
+    (use_multi_rank_bucket_allreduce), which is 3 psi with the gathering of the weights; stages 2 and 3 reduce after every micro-batch,
+    since no rank may keep a whole gradient; stage 3 gathers the weights of models below LIVE_NUMBERS once for each, others twice.
     """
-    per_step, per_micro_batch = {0: (2, 0), 1: (2, 0), 2: (1, 1), 3: (0, 3)}[stage]
+    per_step, per_micro_batch = {0: (2, 0), 1: (3, 0), 2: (1, 2), 3: (0, 2 if parameters < LIVE_NUMBERS else 3)}[stage]
     return (per_step + accumulate * per_micro_batch) * parameters
 
 
@@ -173,7 +175,7 @@ def predict(recipe: Recipe, gpus: int, loading: dict[str, float], machine: Machi
     collectives = all_reduce(volume / 2 * FLOAT, gpus, machine)
     if recipe.zero_stage == 3:  # a message for every tensor, not for buckets
         hops = math.ceil(math.log2(max(2, gpus // machine.gpus_per_node))) if gpus > machine.gpus_per_node else 0
-        collectives += 3 * accumulate * recipe.parameter_tensors * (machine.inside.latency_sec + hops * machine.between.latency_sec)
+        collectives += 2 * accumulate * recipe.parameter_tensors * (machine.inside.latency_sec + hops * machine.between.latency_sec)
     update = 10 * FLOAT * recipe.parameters / (gpus if recipe.zero_stage else 1) / machine.memory_bytes_per_sec
     words = 2 * ring_all_gather(1024 * gpus, gpus, machine.words)  # sizes, then contents
     saved = 4 * FLOAT * recipe.parameters  # weights, average, two moments, all through rank 0
@@ -231,23 +233,23 @@ def limits(recipe: Recipe, made: Prediction, machine: Machine) -> list[tuple[str
 
 def validate(measured: dict[str, Any]) -> dict[str, Any]:
     """The terms fitted to this machine, and the step of two ranks predicted from one rank and the fit of all-reduce."""
-    alone, together = measured["one_rank"]["step"], measured["two_ranks"]["step"]
-    reduced = fit(measured["two_ranks"]["all_reduce"], "1", "bytes")
-    predicted = alone["cpu_seconds"] + reduced["1"] + reduced["bytes"] * FLOAT * alone["parameters"]
+    steps = measured["steps"]
+    reduced = fit(measured["collectives"]["all_reduce"], "1", "bytes")
+    predicted = steps["one_rank_cpu_seconds"] + reduced["1"] + reduced["bytes"] * FLOAT * steps["parameters"]
     volumes = []
-    for row in measured["two_ranks"]["zero"]:
-        sent = {name: (2 if name.startswith("allreduce") else 1) * size / FLOAT for name, size in row["bytes"].items()}
+    for row in measured["collectives"]["zero"]:
+        sent = sum((2 if name.startswith("allreduce") else 1) * size / FLOAT for name, size in row["bytes"].items())
         expected = zero_volume(row["stage"], row["parameters"], row["accumulate"])
-        volumes.append({**row, "sent": sum(sent.values()) / row["parameters"], "expected": expected / row["parameters"]})
+        volumes.append({**row, "sent": sent / row["parameters"], "expected": expected / row["parameters"]})
     return {
         "micro_batch": fit(measured["micro_batches"], "flops", "kernels"),
-        "update": fit(measured["updates"], "parameters"),
+        "update": fit(measured["updates"], "parameters", "1"),
         "all_reduce": reduced,
         "two_ranks": {
             "predicted_cpu_seconds": predicted,
-            "measured_cpu_seconds": together["cpu_seconds"],
-            "relative_error": predicted / together["cpu_seconds"] - 1,
-            "one_rank_cpu_seconds": alone["cpu_seconds"],
+            "measured_cpu_seconds": steps["two_ranks_cpu_seconds"],
+            "relative_error": predicted / steps["two_ranks_cpu_seconds"] - 1,
+            "one_rank_cpu_seconds": steps["one_rank_cpu_seconds"],
         },
         "zero_volumes": volumes,
     }
@@ -293,7 +295,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         "|---|---:|",
         f"| forward and backward | {fits['micro_batch']['flops'] * 1e9:.3f} s per GFLOP + {fits['micro_batch']['kernels'] * 1e6:.1f} µs"
         f" per operation (median error {fits['micro_batch']['median_relative_error']:.0%}) |",
-        f"| clipping, AdamW, average | {fits['update']['parameters'] * 1e9:.1f} ns per parameter |",
+        f"| clipping, AdamW, average | {fits['update']['1'] * 1e3:.0f} ms + {fits['update']['parameters'] * 1e9:.1f} ns per parameter |",
         f"| gloo all-reduce, two ranks | {fits['all_reduce']['1'] * 1e6:.0f} µs + {fits['all_reduce']['bytes'] * 1e9:.2f} ns per byte"
         f" (median error {fits['all_reduce']['median_relative_error']:.0%}) |",
         f"| step of one rank, measured | {check['one_rank_cpu_seconds']:.3f} s |",
