@@ -176,7 +176,7 @@ def shard_entry(data: dict[str, Any]) -> ShardEntry:
             or s.offset + s.length > entry.bytes
             or type(s.key) is not str
         ):
-            raise TypeError(f"sample {s.key!r:.60} with a field of another type, or beyond the end of its shard")
+            raise TypeError(f"sample {s.key!r:.60} with a field of another type, or beyond the end of {entry.name}")
     return entry
 
 
