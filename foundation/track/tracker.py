@@ -15,6 +15,7 @@ from foundation.config import TrackConfig
 from foundation.track.metrics import check_names
 
 log = logging.getLogger(__name__)
+WAITING_BYTES = 2**24  # of lines that a full disk has not taken yet
 
 
 class Tracker:
@@ -31,7 +32,8 @@ class Tracker:
     def __init__(self, out: Path, *, first_step: int, config: dict[str, Any], track: TrackConfig, run_id: str) -> None:
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8", buffering=WAITING_BYTES)
+        self.late = False  # the disk is full, lines wait in memory
         self.mirror = _start_wandb(out, config, track, run_id)
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -39,7 +41,13 @@ class Tracker:
         check_names(metrics)
         finite = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
         self.file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.flush()
+            self.late = False
+        except OSError as error:  # what was not written stays in the buffer; a full disk ends training by its checkpoints, not here
+            if not self.late:
+                log.warning("%s cannot be written (%s); its lines wait in memory", self.path, error.strerror or error)
+            self.late = True
         if self.mirror is not None:
             self.mirror.log({name: value for name, value in finite.items() if value is not None}, step=step)
 
