@@ -25,6 +25,7 @@ RUN_ID = re.compile(r"[0-9a-f]{8}")
 FINISH_SEC = 45.0  # from the end of training to the end of the mirror, whatever a server does
 CLOSE_SEC = FINISH_SEC + 10.0  # a mirror that is stuck is killed
 ROOT = Path(__file__).parents[2]
+WAITING_BYTES = 2**24  # of lines that a full disk has not taken yet
 
 
 class Tracker:
@@ -39,7 +40,8 @@ class Tracker:
     def __init__(self, out: Path, *, first_step: int, track: TrackConfig) -> None:
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8", buffering=WAITING_BYTES)
+        self.late = False  # the disk is full, lines wait in memory
         mode = mirror_mode(track, os.environ)
         self.mirror = None if mode is None else start_mirror(out, mode, track.project)
 
@@ -48,14 +50,21 @@ class Tracker:
         check_names(metrics)
         finite = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
         self.file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.flush()
+            self.late = False
+        except OSError as error:  # what was not written stays in the buffer; a full disk ends training by its checkpoints, not here
+            if not self.late:
+                log.warning("%s cannot be written (%s); its lines wait in memory", self.path, error.strerror or error)
+            self.late = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Finish the file, and give the mirror CLOSE_SEC to finish too."""
-        self.file.close()
+        with suppress(OSError):  # said already; the checkpoint of these steps was not written either
+            self.file.close()
         if self.mirror is None:
             return
         assert self.mirror.stdin is not None

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.errors import CheckpointError, InputError
 from foundation.train import snapshot
-from foundation.train.mirror import Mirror, is_address
 from foundation.train.snapshot import AVERAGE, DAMAGED, FOLDER, MARKER, MODEL, OPTIMIZER, TrainState, committed, read_state, step_of, verify
+from foundation.train.store import CheckpointStore, is_address
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,8 +48,8 @@ def resume_from(run: Path, config: RunConfig, fingerprint: str, ranks: Ranks) ->
     found: list[Path | None] = []
 
     def choose() -> None:
-        mirror = Mirror(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
-        found.append(newest_good(run, mirror, lambda state: check_compatible(state, config, fingerprint)))
+        store = CheckpointStore(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
+        found.append(newest_good(run, store, lambda state: check_compatible(state, config, fingerprint)))
 
     ranks.on_rank_zero(choose)
     folder = ranks.gather(found)[0][0]
@@ -68,7 +68,7 @@ def resume_from(run: Path, config: RunConfig, fingerprint: str, ranks: Ranks) ->
     return folder, state
 
 
-def newest_good(run: Path, mirror: Mirror | None, check: Check) -> Path | None:
+def newest_good(run: Path, store: CheckpointStore | None, check: Check) -> Path | None:
     """The newest checkpoint of a run folder or its store that verifies, in the run folder; rank 0 only. None where there is none at all.
 
     Damaged ones of the run folder that are newer get another name (step-00000200.damaged), so that nothing takes them for a checkpoint.
@@ -78,11 +78,11 @@ def newest_good(run: Path, mirror: Mirror | None, check: Check) -> Path | None:
         check: raises CheckpointError for the state of another run.
     """
     here = {path.name: path for path in committed(run)}
-    there = set(mirror.committed()) if mirror is not None else set()
+    there = set(store.committed()) if store is not None else set()
     damaged: list[tuple[Path | None, CheckpointError]] = []
     for name in sorted({*here, *there}, key=lambda name: step_of(name) or 0, reverse=True):
         final, fetching = run / FOLDER / name, run / FOLDER / f".{name}.fetching"
-        for source in [*([None] if name in here else []), *([mirror] if name in there else [])]:
+        for source in [*([None] if name in here else []), *([store] if name in there else [])]:
             try:
                 state = _verified(final) if source is None else _fetched(source, name, fetching)
             except CheckpointError as error:
@@ -110,10 +110,10 @@ def _verified(folder: Path) -> TrainState:
     return read_state(folder)
 
 
-def _fetched(mirror: Mirror, name: str, folder: Path) -> TrainState:
+def _fetched(store: CheckpointStore, name: str, folder: Path) -> TrainState:
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        mirror.download(name, folder)
+        store.download(name, folder)
         return read_state(folder)
     except InputError:
         _discard(folder)
@@ -144,10 +144,10 @@ def start_of(run: Path | None, config: RunConfig, fingerprint: str) -> str | Non
         CheckpointError: of another run.
         InputError: the store of checkpoints cannot be reached.
     """
-    mirror = Mirror(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
+    store = CheckpointStore(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
     found: dict[str, Callable[[], TrainState]] = {}
-    if mirror is not None:
-        found |= {name: lambda name=name: mirror.read_state(name) for name in mirror.committed()}  # type: ignore[misc]
+    if store is not None:
+        found |= {name: lambda name=name: store.read_state(name) for name in store.committed()}  # type: ignore[misc]
     found |= {path.name: lambda path=path: read_state(path) for path in (committed(run) if run is not None else [])}  # type: ignore[misc]
     for name in sorted(found, key=lambda name: step_of(name) or 0, reverse=True):
         try:
@@ -243,8 +243,8 @@ def find(path: str | Path) -> Path | str:
         InputError: the store cannot be reached.
     """
     if is_address(path):
-        mirror, names = _remote(str(path))
-        return f"{mirror.address}/{names[-1]}"
+        store, names = _remote(str(path))
+        return f"{store.address}/{names[-1]}"
     return _local(Path(path))[-1]
 
 
@@ -260,18 +260,18 @@ def _local(folder: Path) -> list[Path]:
     return found
 
 
-def _remote(address: str) -> tuple[Mirror, list[str]]:
+def _remote(address: str) -> tuple[CheckpointStore, list[str]]:
     """The same for an address: the place, and names in it."""
     parent, _, name = address.rstrip("/").rpartition("/")
     if name and not parent.endswith("/"):
-        above = Mirror(parent)
+        above = CheckpointStore(parent)
         if above.has(name):
             return above, [name]
-    mirror = Mirror(address)
-    names = mirror.committed()
+    store = CheckpointStore(address)
+    names = store.committed()
     if not names:
-        raise CheckpointError(f"{mirror.name} {NONE_YET} with train.checkpoint_store={mirror.name}")
-    return mirror, names
+        raise CheckpointError(f"{store.name} {NONE_YET} with train.checkpoint_store={store.name}")
+    return store, names
 
 
 @contextmanager
@@ -286,15 +286,15 @@ def opened(path: str | Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
         if is_address(path):
-            mirror, names = _remote(str(path))
+            store, names = _remote(str(path))
             folders = {Path(scratch) / name: name for name in names}
         else:
-            mirror, folders = None, dict.fromkeys(_local(Path(path)), "")
+            store, folders = None, dict.fromkeys(_local(Path(path)), "")
         first: CheckpointError | None = None
         for folder, name in reversed(folders.items()):
             try:
-                if mirror is not None:
-                    mirror.download(name, folder)
+                if store is not None:
+                    store.download(name, folder)
                 _verified(folder)
             except CheckpointError as error:
                 first = first or error

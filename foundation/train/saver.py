@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from data_shards.manifest import write_atomic
 from foundation.errors import CheckpointError, InputError
 from foundation.train import snapshot
-from foundation.train.mirror import Mirror, Uploads
 from foundation.train.snapshot import AVERAGE, FOLDER, LATEST, MODEL, OPTIMIZER, TrainState, step_name, step_of
+from foundation.train.store import CheckpointStore, Uploads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,9 +97,9 @@ class Saver:
 
     def _open_store(self) -> None:
         settings = self.settings
-        mirror = Mirror(settings.checkpoint_store or "")
-        self.uploads = Uploads(mirror, settings.keep_last, settings.keep_every)
-        if self.saved is not None and not mirror.has_copy(self.saved):
+        store = CheckpointStore(settings.checkpoint_store or "")
+        self.uploads = Uploads(store, settings.keep_last, settings.keep_every)
+        if self.saved is not None and not store.has_copy(self.saved):
             self.uploads.offer(self.saved)
 
     def save(self, state: TrainState) -> None:

@@ -19,7 +19,7 @@ from foundation.track.tracker import read_metrics
 from foundation.train import checkpoint
 from foundation.train.checkpoint import load_model
 from foundation.train.loop import train
-from foundation.train.mirror import Mirror, Uploads
+from foundation.train.store import CheckpointStore, Uploads
 from tests.object_store import FAKE, Gateway
 from tests.train.conftest import SMALL, losses, small
 
@@ -102,7 +102,7 @@ def test_the_newest_good_one_of_both_places_is_taken(
     (out / "checkpoints" / "step-00000006" / "ema.safetensors").write_bytes(b"")
     fsspec.filesystem("s3").rm_file(f"{address}/step-00000006/model.safetensors")
     (out / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
-    folder = checkpoint.newest_good(out, Mirror(address), lambda state: None)
+    folder = checkpoint.newest_good(out, CheckpointStore(address), lambda state: None)
     assert folder == out / "checkpoints" / "step-00000004"
     checkpoint.verify(folder)
     assert (folder / "state.json").read_bytes() == (four / "state.json").read_bytes()
@@ -176,19 +176,19 @@ def test_an_outage_stops_nothing_and_what_is_missing_is_copied_later(
 def test_a_copy_that_reads_back_otherwise_is_not_committed(
     whole: Path, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    mirror = Mirror(address)
+    store = CheckpointStore(address)
     folder = Path(shutil.copytree(whole / "checkpoints" / "step-00000006", tmp_path / "step-00000006"))
     (folder / "ema.safetensors").write_bytes(b"rotten since it was committed")
     with pytest.raises(
         CheckpointError, match=r"step-00000006/ema.safetensors reads back otherwise than written; check the store and the disk"
     ):
-        mirror.upload(folder)
-    assert mirror.committed() == []
-    mirror.upload(whole / "checkpoints" / "step-00000006")
-    assert mirror.committed() == ["step-00000006"]
+        store.upload(folder)
+    assert store.committed() == []
+    store.upload(whole / "checkpoints" / "step-00000006")
+    assert store.committed() == ["step-00000006"]
     with pytest.raises(CheckpointError):
-        mirror.upload(folder)
-    assert mirror.committed() == [], "while a checkpoint is replaced there is none of its name"
+        store.upload(folder)
+    assert store.committed() == [], "while a checkpoint is replaced there is none of its name"
 
 
 def test_a_model_is_read_from_the_store(whole: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +248,7 @@ def test_what_was_overtaken_is_left_out_but_not_what_is_kept_for_ever(tmp_path: 
 def test_another_disk_serves_as_a_store(shards: str, whole: Path, tmp_path: Path) -> None:
     address = f"file://{tmp_path}/other-disk"
     train(small(*STEPS, f"train.checkpoint_store={address}"), tmp_path / "run", shards)
-    assert Mirror(address).committed() == ["step-00000004", "step-00000006"]
+    assert CheckpointStore(address).committed() == ["step-00000004", "step-00000006"]
     shutil.rmtree(tmp_path / "run")
     assert train(small(*STEPS, f"train.checkpoint_store={address}"), tmp_path / "run", shards).train_loss is None
     with pytest.raises(ConfigError, match=r"checkpoint_store 'backup' is no address; write s3://bucket/prefix, or file:///folder"):

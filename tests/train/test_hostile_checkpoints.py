@@ -183,7 +183,7 @@ def test_a_marker_names_only_the_files_of_a_checkpoint(copy: Path, name: str) ->
 
 
 def test_a_marker_in_a_store_decides_no_path_either(run: Path, tmp_path: Path) -> None:
-    from foundation.train.mirror import Mirror
+    from foundation.train.store import CheckpointStore
 
     there = Path(shutil.copytree(newest(run), tmp_path / "store" / "step-00000002"))
     (tmp_path / "secret").write_text("not to be copied")
@@ -191,7 +191,7 @@ def test_a_marker_in_a_store_decides_no_path_either(run: Path, tmp_path: Path) -
     (there / "COMMITTED").write_text(json.dumps({**sums, "../../secret": hashlib.sha256(b"not to be copied").hexdigest()}))
     into = tmp_path / "a" / "b" / "c"
     with pytest.raises(CheckpointError, match="is not the marker of a checkpoint"):
-        Mirror(f"file://{tmp_path}/store").download("step-00000002", into)
+        CheckpointStore(f"file://{tmp_path}/store").download("step-00000002", into)
     assert [path.name for path in into.iterdir()] == ["COMMITTED"]
 
 

@@ -27,7 +27,7 @@ def is_address(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-class Mirror:
+class CheckpointStore:
     """The checkpoints below an address.
 
     Raises (all methods):
@@ -151,13 +151,13 @@ class Mirror:
 
 
 class Uploads:
-    """Copies committed checkpoints to a mirror in a thread of its own. One that was overtaken by a newer one is left out.
+    """Copies committed checkpoints to a store in a thread of its own. One that was overtaken by a newer one is left out.
 
     An upload that fails is said and tried again with the next checkpoint: training goes on, since the checkpoint lies in the run folder.
     """
 
-    def __init__(self, mirror: Mirror, keep_last: int, keep_every: int) -> None:
-        self.mirror, self.keep_last, self.keep_every = mirror, keep_last, keep_every
+    def __init__(self, store: CheckpointStore, keep_last: int, keep_every: int) -> None:
+        self.store, self.keep_last, self.keep_every = store, keep_last, keep_every
         self.problem: str | None = None  # of the last try, None where it went well
         self._waiting: list[Path] = []  # the first may be on its way
         self._lock = threading.Lock()
@@ -207,11 +207,11 @@ class Uploads:
                     return
                 folder = self._waiting[0]
             try:
-                self.mirror.upload(folder)
+                self.store.upload(folder)
                 with self._lock:
                     self.problem = None
                     self._waiting.remove(folder)
-                self.mirror.retain(self.keep_last, self.keep_every)
+                self.store.retain(self.keep_last, self.keep_every)
             except InputError as error:
                 log.warning("%s: the copy in the checkpoint store failed, it is tried again with the next one: %s", folder.name, error)
                 with self._lock:
