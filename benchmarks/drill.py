@@ -213,7 +213,7 @@ class Operator:
         words += [f"train.micro_batches_per_step={MICRO_BATCHES}", f"train.hang_timeout_sec={HANG_SEC}", "resources.restart_timeout_sec=10"]
         command = [sys.executable, "-m", "cluster.launch", "cluster/pretrain.yaml", *words]
         environment = self.head.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.head.port}", "OMP_NUM_THREADS": "1"}
-        self.mark = self.log.tell()
+        self.mark = self.log_size()
         self.driver = subprocess.Popen(
             command, cwd=self.head.project, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
         )
@@ -221,6 +221,9 @@ class Operator:
     def said(self) -> str:
         """What the current driver has printed."""
         return (self.place / "drill.log").read_bytes()[self.mark :].decode(errors="replace")
+
+    def log_size(self) -> int:
+        return (self.place / "drill.log").stat().st_size
 
     def last_line(self) -> str:
         lines = [line for line in self.said().splitlines() if line.startswith(("error:", "stopped:", "done:", "the same error"))]
@@ -231,12 +234,12 @@ class Operator:
         self.start(run)
         for fault in faults:
             self.until(run, fault.at)
-            began = time.monotonic()
+            began, log_before = time.monotonic(), self.log_size()
             undo = self.strike(fault, run)
             seen_at = max(last(run), fault.at) + 2  # rank 0 may write one more line when another rank is gone
             if fault.kind == "disk full":  # nobody minds before the next checkpoint
                 seen_at += CHECKPOINT_EVERY
-            self.until(run, seen_at, fault, undo)
+            self.until(run, seen_at, fault, undo, log_before)
             fault.recovery_sec = 0.0 if fault.kind in INSIDE else time.monotonic() - began
             fault.world_size = json.loads((run / "run.json").read_text())["world_size"]
             typer.echo(f"{fault.kind}, step {fault.at}: {fault.seen or 'went on'}, {fault.recovery_sec:.0f} s", err=True)
@@ -246,7 +249,7 @@ class Operator:
             raise RuntimeError(self.said()[-6000:])
         return run
 
-    def until(self, run: Path, step: int, fault: Fault | None = None, undo: Callable[[], None] | None = None) -> None:
+    def until(self, run: Path, step: int, fault: Fault | None = None, undo: Callable[[], None] | None = None, since: int = 0) -> None:
         """Return when a step has been made; meanwhile, give the command again whenever it ends, doing first what it asks for."""
         end = time.monotonic() + PATIENCE_SEC
         assert self.driver is not None
@@ -263,7 +266,8 @@ class Operator:
                 self.start(run)
             time.sleep(0.02)
         if fault is not None:
-            fault.seen += "; ".join(line for line in self.said().splitlines() if line.startswith("restart "))[:300]
+            new = (self.place / "drill.log").read_bytes()[since:].decode(errors="replace")
+            fault.seen += "; ".join(line for line in new.splitlines() if line.startswith("restart "))[:300]
         if undo is not None:
             undo()
 

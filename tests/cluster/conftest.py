@@ -49,8 +49,12 @@ class Head:
 
     def workers(self) -> list[psutil.Process]:
         """Training processes of all jobs, oldest first."""
-        found = [p for p in self.processes() if "RayTrainWorker" in " ".join(p.cmdline())]
-        return sorted(found, key=lambda p: p.create_time())
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append((process.create_time(), process))
+        return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
     def add_node(self, num_cpus: int) -> subprocess.Popen[bytes]:
         """Another node on this machine, joined; it runs until its process group is killed, or the head ends."""
