@@ -173,7 +173,7 @@ def predict(recipe: Recipe, gpus: int, loading: dict[str, float], machine: Machi
     load = samples * (loading["read_cpu_seconds_per_sample"] + loading["pack_cpu_seconds_per_sample"]) / machine.loader_workers
     volume = zero_volume(recipe.zero_stage, recipe.parameters, accumulate)
     collectives = all_reduce(volume / 2 * FLOAT, gpus, machine)
-    if recipe.zero_stage == 3:  # a message for every tensor, not for buckets
+    if recipe.zero_stage == 3 and gpus > 1:  # a message for every tensor, not for buckets
         hops = math.ceil(math.log2(max(2, gpus // machine.gpus_per_node))) if gpus > machine.gpus_per_node else 0
         collectives += 2 * accumulate * recipe.parameter_tensors * (machine.inside.latency_sec + hops * machine.between.latency_sec)
     update = 10 * FLOAT * recipe.parameters / (gpus if recipe.zero_stage else 1) / machine.memory_bytes_per_sec
