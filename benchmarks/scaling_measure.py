@@ -172,7 +172,6 @@ def sizes_of_recipes(shards: ShardSet) -> dict[str, dict[str, float]]:
         settings = get_recipe(recipe)
         found[recipe] = {
             "parameters": sum(p.numel() for p in objective.parameters()),
-            "parameter_tensors": len(list(objective.parameters())),
             "flops_per_atom": 3 * flops.get_total_flops() / read.batch.x_unit_ang.shape[0],
             "kernels_per_micro_batch": 3 * operations.kernels,
             "atoms_per_micro_batch": settings.data.token_budget,

@@ -23,6 +23,7 @@ import typer
 
 SIZES = (8, 64, 512, 4096)
 LIVE_NUMBERS = 1e9  # DeepSpeed's stage3_max_live_parameters: weights gathered for forward stay for backward up to here
+FETCHED_NUMBERS = 5e7  # DeepSpeed's stage3_prefetch_bucket_size
 FLOAT = 4  # bytes; weights, gradients and moments are fp32, bf16 is used inside operations only
 STEPS_PER_EPOCH = 100  # below that a run is a few passes of huge steps; the corpus is taken to grow until it is reached
 
@@ -61,7 +62,6 @@ class Recipe:
     """What a recipe asks for, counted by scaling_measure."""
 
     parameters: float
-    parameter_tensors: float
     flops_per_atom: float
     kernels_per_micro_batch: float
     atoms_per_micro_batch: float
@@ -173,9 +173,10 @@ def predict(recipe: Recipe, gpus: int, loading: dict[str, float], machine: Machi
     load = samples * (loading["read_cpu_seconds_per_sample"] + loading["pack_cpu_seconds_per_sample"]) / machine.loader_workers
     volume = zero_volume(recipe.zero_stage, recipe.parameters, accumulate)
     collectives = all_reduce(volume / 2 * FLOAT, gpus, machine)
-    if recipe.zero_stage == 3:  # a message for every tensor, not for buckets
-        hops = math.ceil(math.log2(max(2, gpus // machine.gpus_per_node))) if gpus > machine.gpus_per_node else 0
-        collectives += 2 * accumulate * recipe.parameter_tensors * (machine.inside.latency_sec + hops * machine.between.latency_sec)
+    if recipe.zero_stage == 3 and gpus > 1:  # many messages, each of at most the size that is fetched ahead
+        local = min(gpus, machine.gpus_per_node)
+        message = (local - 1) * machine.inside.latency_sec + math.ceil(math.log2(gpus // local)) * machine.between.latency_sec
+        collectives += 2 * accumulate * math.ceil(recipe.parameters / FETCHED_NUMBERS) * message
     update = 10 * FLOAT * recipe.parameters / (gpus if recipe.zero_stage else 1) / machine.memory_bytes_per_sec
     words = 2 * ring_all_gather(1024 * gpus, gpus, machine.words)  # sizes, then contents
     saved = 4 * FLOAT * recipe.parameters  # weights, average, two moments, all through rank 0
@@ -287,8 +288,10 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
             beyond = "; ".join(f"{name} ({ratio:.1f})" for name, ratio in row["limits"])
             breaks.append(f"| `{recipe}` | {row['gpus']:,} | {beyond or 'nothing'} |")
     fits = found["fits"]
-    zero = ["| ZeRO | micro-batches of a rank | sent, counted | sent, formula |", "|---:|---:|---:|---:|"]
-    zero += [f"| {r['stage']} | {r['accumulate']} | {r['sent']:.2f} Ψ | {r['expected']:.2f} Ψ |" for r in fits["zero_volumes"]]
+    zero = ["| ZeRO | micro-batches of a rank | sent, counted | sent, formula | messages |", "|---:|---:|---:|---:|---:|"]
+    zero += [
+        f"| {r['stage']} | {r['accumulate']} | {r['sent']:.2f} Ψ | {r['expected']:.2f} Ψ | {r['messages']} |" for r in fits["zero_volumes"]
+    ]
     check = fits["two_ranks"]
     one = [
         "| quantity | value |",

@@ -15,7 +15,7 @@ from benchmarks.scaling_model import Link, Machine, Recipe
 
 ROOT = Path(__file__).parents[2]
 LINK = Link(1e-5, 1e9)
-BASE = Recipe(140e6, 800, 300e6, 20_000, 32_768, 16, 2)
+BASE = Recipe(140e6, 300e6, 20_000, 32_768, 16, 2)
 LOADING = {
     "atoms_per_sample": 300.0,
     "read_cpu_seconds_per_sample": 1e-3,
