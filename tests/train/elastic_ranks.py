@@ -2,11 +2,13 @@
 
     python -m tests.train.elastic_ranks NOTES END_AT HOW -- (arguments of foundation.pretrain)
 
-HOW: "" never, "stop" = SIGTERM of rank 0 in that step, "kill" = SIGKILL of rank 0 in the middle of writing the checkpoint of that step.
+HOW: "" never, "stop" = SIGTERM of rank 0 in that step, "kill" = SIGKILL of rank 0 in the middle of writing the checkpoint of that step,
+"full" = the disk is full from that step on.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -57,13 +59,15 @@ class Ending(loop.Tracker):
             os.kill(os.getpid(), signal.SIGTERM)  # seen in the step after, which then is the last one
 
 
-def killing(path: Path, content: Any) -> None:
+def disturbed(path: Path, content: Any) -> None:
+    if HOW == "full" and path.parent.name >= f".step-{END_AT:08d}.writing":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     save(path, content)
     if HOW == "kill" and path.name == snapshot.AVERAGE and path.parent.name == f".step-{END_AT:08d}.writing":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-save, snapshot._save = snapshot._save, killing
+save, snapshot._save = snapshot._save, disturbed
 loop.StepLoader, loop.Tracker = Noted, Ending  # type: ignore[misc]
 if __name__ == "__main__":
     arguments = sys.argv[sys.argv.index("--") + 1 :]

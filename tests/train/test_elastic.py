@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.console import Resumable
-from foundation.errors import ConfigError
+from data_shards.reader import open_shards
+from foundation.errors import CheckpointError, ConfigError
 from foundation.track.tracker import read_metrics
 from foundation.train import checkpoint, loop
 from foundation.train.health import StopRequest
@@ -159,9 +160,56 @@ def test_two_one_four_and_two_ranks_in_one_run_folder_keep_the_order_and_the_cur
     assert max(curve(whole)) - min(curve(whole)) > 100 * TOLERANCE, "the curve moves far more than the tolerance"
 
 
+@pytest.mark.dist
+@pytest.mark.timeout(600)
+def test_a_disk_that_stays_full_ends_every_rank_in_one_sentence(shards: str, tmp_path: Path) -> None:
+    """Only rank 0 writes, and all ranks leave with exit code 2 and the same words, two failures after the last good checkpoint."""
+    words = command(shards, tmp_path / "run", *ELASTIC, "train.max_failed_checkpoints=1", "train.async_checkpoint=false")[2:]
+    program = [sys.executable, "-m", "tests.train.elastic_ranks", str(tmp_path), "4", "full", "--", *words]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": torchrun(2)[-1].partition("=")[2]}
+    ranks = [
+        subprocess.Popen(
+            program, env=environment() | meeting | {"RANK": str(rank)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=500)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [2, 2], said
+    sentences = [next(line for line in text.splitlines() if line.startswith("error: ")) for text in said]
+    assert sentences[0] == sentences[1]
+    assert "2 checkpoints in a row could not be written" in sentences[0]
+    assert "No space left on device" in sentences[0]
+    assert "step-00000002 stays the newest checkpoint" in sentences[0]
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 7
+    checkpoint.verify(tmp_path / "run" / "checkpoints" / "step-00000002")
+
+
+def test_a_rank_that_sees_another_folder_than_rank_zero_stops_all(shards: str, twenty: Path, tmp_path: Path) -> None:
+    seen = after(twenty, 5, tmp_path / "run")
+    found = checkpoint.newest_good(seen, None, lambda state: None)
+    assert found is not None
+    (found / "ema.safetensors").write_bytes(b"what an NFS client may have in its cache")
+
+    class Second:
+        rank, world_size = 1, 2
+
+        def on_rank_zero(self, work: object) -> None:
+            """Done by the other one."""
+
+        def gather(self, value: object) -> list[object]:
+            return [[found], value] if isinstance(value, list) else [None, value]
+
+    sentence = r"rank 1 cannot use the checkpoint that rank 0 read \(.*ema.safetensors is missing or damaged.*every node must see the same"
+    with pytest.raises(CheckpointError, match=sentence):
+        checkpoint.resume_from(seen, TWENTY, open_shards(shards).fingerprint, Second())  # type: ignore[arg-type]
+
+
 def plan_of(shards: str) -> Iterator[tuple[list[str], tuple[int, ...], int]]:
     """(keys, conformations, noise seed) of every micro-batch: the order as arithmetic, by the keys of the manifest."""
-    from data_shards.reader import open_shards
     from foundation.data.loader import order_of
 
     opened = open_shards(shards)

@@ -349,9 +349,8 @@ def test_cut_off_at_every_point_of_a_write_the_run_goes_on_bit_for_bit(shards: s
         cut_off = commit_until(run, lambda run=run: work(run), points)  # type: ignore[misc]
         newest = checkpoint.newest_good(run, None, lambda state: None)
         assert newest is not None
-        checkpoint.verify(newest)
-        found = checkpoint.committed(run)
-        assert found[0].name == newest.name or "step-00000006" in {path.name for path in found}
+        reference = (half if newest.name == "step-00000004" else whole) / "checkpoints" / newest.name
+        assert {path.name: path.read_bytes() for path in newest.iterdir()} == {p.name: p.read_bytes() for p in reference.iterdir()}
         files = sorted(str(path.relative_to(run / "checkpoints")) for path in (run / "checkpoints").rglob("*") if path.is_file())
         if outcomes.setdefault((newest.name, *files), run) is not run:
             shutil.rmtree(run)
@@ -360,10 +359,10 @@ def test_cut_off_at_every_point_of_a_write_the_run_goes_on_bit_for_bit(shards: s
         points += 1
     assert points > 30, "every call on the file system is a point"
     assert {outcome[0] for outcome in outcomes} == {"step-00000004", "step-00000006"}
-    for run in outcomes.values():
-        train(small(*STEPS), run, shards)
-        assert same_end(run, whole), names(run)
-        assert not [name for name in names(run) if name.startswith(".")] or checkpoint.committed(run)[-1].name == "step-00000006"
+    for left in [*list(outcomes.values())[::8], run]:  # all hold one of two checkpoints, bit for bit; what else lies there differs
+        train(small(*STEPS), left, shards)
+        assert same_end(left, whole), names(left)
+        assert not [name for name in names(left) if name.startswith(".")] or checkpoint.committed(left)[-1].name == "step-00000006"
 
 
 def test_the_newest_is_named_for_people(whole: Path) -> None:
