@@ -76,7 +76,8 @@ def measure(kind: str, shards: str, recipe: str, steps: int, every: int, token_b
     fields = [f"train.num_steps={steps}", f"train.checkpoint_every={every if kind != 'none' else steps}", "train.num_val_batches=0"]
     fields += [f"data.token_budget={token_budget}", "track.wandb=false", *([KINDS[kind]] if KINDS[kind] else [])]
     loop.Tracker = Timed  # type: ignore[misc]
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    Path("runs").mkdir(exist_ok=True)  # on the disk of the project: the temporary folder may be memory
+    with tempfile.TemporaryDirectory(dir="runs") as folder:
         result = loop.train(apply_overrides(get_recipe(recipe), fields), Path(folder) / "run", shards)
         rows = read_metrics(Path(folder) / "run" / "metrics.jsonl")
         blocked = [row["train/checkpoint_blocked_sec"] for row in rows if "train/checkpoint_blocked_sec" in row]
@@ -103,7 +104,8 @@ def setting(shards: str, recipe: str, steps: int, every: int, token_budget: int,
         "token_budget": token_budget,
         "repeats": repeats,
         "commit": commit or "unknown",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU, load {os.getloadavg()[1]:.1f}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "load": round(os.getloadavg()[1], 1),
         "torch": torch.__version__,
     }
 
@@ -129,6 +131,11 @@ def section(result: dict[str, Any]) -> str:
         share = median(run["blocked_sec"] / run["loop_sec"] for run in made)
         shown = f"{blocked:.2f} | {share:.2%} | {longest:.3f}" if kind != "none" else "0 | 0 % | 0"
         lines.append(f"| {'written ' + kind if kind != 'none' else 'none'} | {seconds:.1f} | {shown} |")
+    if facts["load"] > (os.cpu_count() or 1):
+        lines += [
+            "",
+            f"Other work ran on the machine (load {facts['load']}): compare the shares, not the seconds.",
+        ]
     lines += ["", "Held up: from the call that saves to its return. The wait for the last checkpoint, after the last step, is not in it."]
     return "\n".join(lines) + "\n"
 

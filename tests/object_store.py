@@ -17,6 +17,11 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 import pytest
 
+try:
+    import s3fs
+except ImportError:  # the fixtures skip
+    s3fs = None
+
 Fault = Callable[[str, str], "int | str | None"]
 FAKE = {
     "AWS_ACCESS_KEY_ID": "AKIAFAKEQWERTY93",
@@ -143,6 +148,5 @@ def address(gateway: Gateway, environment: pytest.MonkeyPatch) -> str:
 
 def reconnect() -> None:
     """Forget connections: they keep the endpoint and credentials that they were made with."""
-    import s3fs
-
+    assert s3fs is not None
     s3fs.S3FileSystem.clear_instance_cache()
