@@ -78,6 +78,7 @@ def patched(head: Head, folder: Path, step: int, mistake: str) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_an_error_that_comes_again_at_the_same_step_is_tried_twice(head: Head, shards: str, tmp_path: Path) -> None:
     code = patched(head, tmp_path, 5, "raise RuntimeError(f'index {id(settings)} is out of bounds')")
     run = tmp_path / "run"
