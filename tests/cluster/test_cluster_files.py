@@ -338,7 +338,7 @@ def test_the_image_holds_the_project_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", ["cpu"])
 def test_the_install_steps_make_a_working_environment(stage: str, tmp_path: Path) -> None:
     """The image's own steps on the files that it would hold: a fresh virtual environment, then a job's plan and a head's command line."""
