@@ -34,7 +34,7 @@ class Noted(loop.StepLoader):
         pack = self.reader.batch
 
         def noted(micro: MicroBatch) -> Batch:
-            keys = [self.reader._sample(i).key for i in micro.samples]
+            keys = [self.reader._sample(micro.source, i).key for i in micro.samples]
             packed.append({"keys": keys, "conformations": micro.conformations, "noise": micro.noise_seed, "seen": micro.seen})
             return pack(micro)
 
