@@ -278,9 +278,9 @@ class Operator:
         assert self.driver is not None
         kind = fault.kind
         if kind == "SIGKILL of a worker":
-            self.head.workers()[-1].kill()
+            self.a_rank().kill()
         elif kind == "SIGSTOP of a rank":
-            self.head.workers()[-1].suspend()
+            self.a_rank().suspend()
         elif kind == "SIGKILL of the driver":
             self.driver.kill()
         elif kind == "SIGKILL of a raylet":
@@ -293,6 +293,15 @@ class Operator:
         elif kind == "corrupted shard":
             return self.corrupt()
         return None
+
+    def a_rank(self) -> psutil.Process:
+        """The youngest training process; a group that is just starting is waited for."""
+        end = time.monotonic() + PATIENCE_SEC
+        while not (found := self.head.workers()):
+            if time.monotonic() > end:
+                raise RuntimeError(f"no training process:\n{self.said()[-6000:]}")
+            time.sleep(0.1)
+        return found[-1]
 
     def fill(self, fault: Fault, run: Path) -> Callable[[], None] | None:
         """Not one byte is left on the disk of the run folder."""
