@@ -210,10 +210,11 @@ def test_a_rank_that_sees_another_folder_than_rank_zero_stops_all(shards: str, t
 
 def plan_of(shards: str) -> Iterator[tuple[list[str], tuple[int, ...], int]]:
     """(keys, conformations, noise seed) of every micro-batch: the order as arithmetic, by the keys of the manifest."""
+    from data_shards.mixture import open_mixture
     from foundation.data.loader import order_of
 
-    opened = open_shards(shards)
-    entries = opened.samples("train")
+    opened = open_mixture(shards)
+    (entries,) = opened.samples("train")
     for micro in order_of(opened, "train", 0, 250).stream():
         yield [entries[i].key for i in micro.samples], micro.conformations, micro.noise_seed
 
