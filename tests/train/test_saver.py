@@ -256,15 +256,14 @@ def fill(ballast: Path) -> None:
 
 
 def test_lines_of_metrics_wait_in_memory_while_the_disk_is_full(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = Tracker(disk, first_step=0, config={}, track=small().track, run_id="x")
-    for step in range(1, 101):
-        if step == 2:
-            fill(disk / "ballast")
-        if step == 100:
-            assert 0 < len(read_metrics(disk / "metrics.jsonl")) < 90
-            (disk / "ballast").unlink()
-        tracker.log(step, {"train/loss": 0.123456789, "train/lr": None})
-    tracker.close()
+    with Tracker(disk, first_step=0, track=small().track) as tracker:
+        for step in range(1, 101):
+            if step == 2:
+                fill(disk / "ballast")
+            if step == 100:
+                assert 0 < len(read_metrics(disk / "metrics.jsonl")) < 90
+                (disk / "ballast").unlink()
+            tracker.log(step, {"train/loss": 0.123456789, "train/lr": None})
     assert [row["step"] for row in read_metrics(disk / "metrics.jsonl")] == list(range(1, 101))
     assert caplog.text.count("metrics.jsonl cannot be written (No space left on device); its lines wait in memory") == 1
 
