@@ -226,7 +226,9 @@ class Operator:
         return (self.place / "drill.log").stat().st_size
 
     def last_line(self) -> str:
-        lines = [line for line in self.said().splitlines() if line.startswith(("error:", "stopped:", "done:", "the same error"))]
+        lines = [
+            line for line in self.said().splitlines() if line.startswith(("error:", "stopped:", "done:", "the same error", "a defect"))
+        ]
         return lines[-1] if lines else ""
 
     def train(self, run: Path, faults: list[Fault]) -> Path:

@@ -1,6 +1,6 @@
 """Training processes under Ray Train: start them, start them again when some are lost, say in one sentence how it ended.
 
-One attempt is one TorchTrainer.fit in a Ray task of its own, which can be cancelled whatever Ray Train waits for. Between attempts this
+One attempt is one TorchTrainer.fit in a Ray actor of its own, which can be killed whatever Ray Train waits for. Between attempts this
 file decides, not Ray Train: its elastic policy knows neither which sizes share the micro-batches of a step nor when to stop waiting.
 """
 
@@ -174,11 +174,11 @@ def attempt(plan: Plan, size: int, number: int, ledger: Any, stop: StopRequest) 
 
     ray.get(ledger.open.remote(_stacks(plan)))
     scratch = Path(plan.out) / SCRATCH
-    run = _on_this_node(run_group, num_cpus=0, max_retries=0, runtime_env={"env_vars": _group_environment(plan)})
-    group = run.remote(plan, size, f"{ray.get_runtime_context().get_job_id()}-{number}", ledger)
+    group = _on_this_node(Group, num_cpus=0, runtime_env={"env_vars": _group_environment(plan)}).remote()
+    ended = group.fit.remote(plan, size, f"{ray.get_runtime_context().get_job_id()}-{number}", ledger)
     began, failed_at, told = time.monotonic(), None, False
     try:
-        while not ray.wait([group], timeout=POLL_SEC)[0]:
+        while not ray.wait([ended], timeout=POLL_SEC)[0]:
             notes: Notes = ray.get(ledger.read.remote())
             if stop.asked and not told:
                 told = True
@@ -190,47 +190,51 @@ def attempt(plan: Plan, size: int, number: int, ledger: Any, stop: StopRequest) 
                 return {-1: RankFailure(None, f"ranks {missing} of {size} did not start within {now - began:.0f} s")}
             if failed_at and now - failed_at > END_LIMIT_SEC:
                 return {-1: RankFailure(None, f"the group did not end within {END_LIMIT_SEC:g} s"), **notes.failures}
-        lost: dict[int, RankFailure] | None = ray.get(group)
+        lost: dict[int, RankFailure] | None = ray.get(ended)
         return lost and {**lost, **ray.get(ledger.read.remote()).failures}
     except ray.exceptions.RayError as error:
         return {-1: RankFailure(None, f"{type(error).__name__}: {_first_line(error)}")}
     finally:
-        ray.cancel(group, force=True)  # nothing where it has ended; else all that it started ends with it
+        ray.kill(group)  # and all that it started ends with it
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def run_group(plan: Plan, size: int, name: str, ledger: Any) -> dict[int, RankFailure] | None:
-    """One TorchTrainer.fit; runs as a Ray task. Returns as attempt."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+class Group:
+    """One TorchTrainer.fit, in a Ray actor: the controller and the workers that it starts end with it. (Cancelling a Ray task that has just
+    ended can crash the driver; killing an actor cannot.)"""
 
-    from cluster.network import MeetOnNodeAddress
-    from foundation.train.ranks import group_timeout
+    def fit(self, plan: Plan, size: int, name: str, ledger: Any) -> dict[int, RankFailure] | None:
+        """Returns as attempt."""
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    on_gpu = plan.gpus_per_worker > 0
-    timeout_sec = int(group_timeout(plan.config.train.hang_timeout_sec).total_seconds())
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"config": plan.config.model_dump(mode="json"), "shards": plan.shards, "out": plan.out, "ledger": ledger},
-        torch_config=MeetOnNodeAddress(backend="nccl" if on_gpu else "gloo", timeout_s=timeout_sec),
-        scaling_config=ScalingConfig(num_workers=size, use_gpu=on_gpu, resources_per_worker=bundle(plan)),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(Path(plan.out) / SCRATCH),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-            logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": worker_environment(plan)},
-        ),
-    )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        failures = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in error.worker_failures.items()}
-        return {rank: RankFailure(None, f"lost ({_first_line(failure)})") for rank, failure in failures.items()}
-    except ControllerError as error:
-        return {-1: RankFailure(None, f"the group did not start ({_first_line(error.controller_failure)})")}
-    return None
+        from cluster.network import MeetOnNodeAddress
+        from foundation.train.ranks import group_timeout
+
+        on_gpu = plan.gpus_per_worker > 0
+        timeout_sec = int(group_timeout(plan.config.train.hang_timeout_sec).total_seconds())
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"config": plan.config.model_dump(mode="json"), "shards": plan.shards, "out": plan.out, "ledger": ledger},
+            torch_config=MeetOnNodeAddress(backend="nccl" if on_gpu else "gloo", timeout_s=timeout_sec),
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=on_gpu, resources_per_worker=bundle(plan)),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(Path(plan.out) / SCRATCH),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+                logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": worker_environment(plan)},
+            ),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            failures = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in error.worker_failures.items()}
+            return {rank: RankFailure(None, f"lost ({_first_line(failure)})") for rank, failure in failures.items()}
+        except ControllerError as error:
+            return {-1: RankFailure(None, f"the group did not start ({_first_line(error.controller_failure)})")}
+        return None
 
 
 def _first_line(error: BaseException) -> str:
