@@ -32,7 +32,7 @@ DOORS = {  # package -> the files and folders that may name it
     "rdkit": ("data_shards/chem/", "data_shards/conformers/", "foundation/sampling/", "foundation/evaluation/", "finetune/design/"),
     "torchdiffeq": ("foundation/nn/ode.py",),
     "e3nn": ("foundation/nn/",),
-    "safetensors": ("foundation/train/snapshot.py", "finetune/lora.py"),
+    "safetensors": ("foundation/train/snapshot.py",),
     "torch": ("foundation/", "finetune/", "cluster/preflight.py"),
     "torch.distributed": ("foundation/train/",),
     "lmdb": ("data_shards/sources/polyconfm_lmdb.py",),

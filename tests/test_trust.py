@@ -46,6 +46,7 @@ def breaches(file: str, text: str) -> list[str]:
     """Calls and imports that can run what a file says."""
     tree = ast.parse(text)
     known = aliases(tree)
+    safe = YAML_SAFE | narrowed(tree, known)
     found = [f"{file} imports {name}" for name in known.values() if name in UNPICKLERS or name.split(".")[0] in UNPICKLERS]
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = dotted(call.func, known)
@@ -60,13 +61,19 @@ def breaches(file: str, text: str) -> list[str]:
                 and keyword(call, "allow_pickle") is not False
             )
             or (name == "numpy.lib.format.read_array" and "allow_pickle" not in given)
-            or (name in ("yaml.load", "yaml.load_all") and not any(dotted(a, known).split(".")[-1] in YAML_SAFE for a in loaders(call)))
+            or (name in ("yaml.load", "yaml.load_all") and not any(dotted(a, known).split(".")[-1] in safe for a in loaders(call)))
             or (keyword(call, "shell") is True)
             or (name == "importlib.import_module" and not isinstance(call.args[0], ast.Constant) and file not in IMPORTS_BY_TABLE)
         )
         if wrong:
             found.append(f"{file}:{call.lineno} {name}")
     return found
+
+
+def narrowed(tree: ast.AST, known: dict[str, str]) -> set[str]:
+    """Classes of a file whose only base is a safe loader."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {c.name for c in classes if [dotted(base, known).split(".")[-1] in YAML_SAFE for base in c.bases] == [True]}
 
 
 def loaders(call: ast.Call) -> list[ast.expr]:
@@ -94,6 +101,7 @@ def test_no_source_can_run_what_a_file_says() -> None:
         "import yaml\nyaml.load(text)",
         "import yaml\nyaml.load(text, Loader=yaml.Loader)",
         "import yaml\nyaml.unsafe_load(text)",
+        "import yaml\nclass Mine(yaml.Loader): ...\nyaml.load(text, Loader=Mine)",
         "import pandas as pd\npd.read_pickle('x')",
         "eval(text)",
         "exec(text)",
@@ -113,6 +121,7 @@ def test_a_breach_is_seen(text: str) -> None:
         "import torch\ntorch.load('x', weights_only=True)",
         "import numpy as np\nnp.load('x')\nnp.lib.format.read_array(file, allow_pickle=False)",
         "import yaml\nyaml.safe_load(text)\nyaml.load(text, Loader=yaml.SafeLoader)",
+        "import yaml\nclass Plain(yaml.SafeLoader): ...\nyaml.load(text, Loader=Plain)",
         "import re\nre.compile('x')\nmodel.eval()",
         "import json\njson.loads(text)",
     ],

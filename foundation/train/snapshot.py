@@ -106,7 +106,7 @@ def write(folder: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Te
     folder.mkdir(parents=True)
     sums = {}
     for name, content in tensors.items():
-        _save(folder / name, content)
+        save_tensors(folder / name, content)
         _check_same(folder / name, content)
         sums[name] = sha256(folder / name)
     text = json.dumps(asdict(state), indent=1, sort_keys=True)
@@ -151,7 +151,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _save(path: Path, content: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, content: Mapping[str, Tensor]) -> None:
+    """A safetensors file, flushed to the disk.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -207,7 +212,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: unreadable, or it names other files than a checkpoint has.
     """
-    sums = _json(folder / MARKER)
+    sums = read_json(folder / MARKER)
     if sums.keys() != FILES or not all(isinstance(value, str) and SHA256.fullmatch(value) for value in sums.values()):
         strange = sorted(sums.keys() ^ FILES) or "sums that are no sha256"
         raise CheckpointError(f"{folder / MARKER} is not the marker of a checkpoint (found or missing: {strange}){FIX}")
@@ -221,7 +226,7 @@ def read_state(folder: Path) -> TrainState:
         CheckpointError: unreadable, written by a version with other fields, or values that no run has.
     """
     path = folder / STATE
-    data = _json(path)
+    data = read_json(path)
     known = {field.name for field in fields(TrainState)}
     if data.keys() != known:
         differs = ", ".join(sorted(data.keys() ^ known))
@@ -254,7 +259,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no safetensors file ({error}){FIX}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object.
+
+    Raises:
+        CheckpointError: it is none.
+    """
     try:
         if path.stat().st_size > LARGEST_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes, at most {LARGEST_JSON_BYTES} are read")
