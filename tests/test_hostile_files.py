@@ -161,7 +161,7 @@ def test_a_hostile_run_folder_is_refused(tmp_path: Path, name: str, text: str) -
     good = {"config.json": TINY.model_dump_json(), "run.json": json.dumps({"run_id": RUN_ID, "fingerprint": "f"})}
     for file, content in {**good, name: text}.items():
         (tmp_path / file).write_text(content)
-    refused(lambda: check_run_folder(tmp_path, TINY, "f"), "pass another --out, or --overwrite", CheckpointError)
+    refused(lambda: check_run_folder(tmp_path, TINY, "f"), "; pass another --out", CheckpointError)
 
 
 @pytest.mark.parametrize("run_id", ["../../../evil", "x" * 5_000, ["0123abcd"], None, "0123abcd\n"])

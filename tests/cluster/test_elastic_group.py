@@ -19,7 +19,7 @@ from foundation.track.tracker import read_metrics
 from tests.cluster.conftest import Head, Job, started_head
 from tests.train.conftest import SMALL, losses
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = ("train.num_steps=40", "train.checkpoint_every=4", "train.validate_every=40", "train.micro_batches_per_step=2")
 BUG = '''
 _whole = learning_rate
@@ -78,7 +78,6 @@ def patched(head: Head, folder: Path, step: int, mistake: str) -> Path:
     return copy
 
 
-@pytest.mark.slow
 def test_an_error_that_comes_again_at_the_same_step_is_tried_twice(head: Head, shards: str, tmp_path: Path) -> None:
     code = patched(head, tmp_path, 5, "raise RuntimeError(f'index {id(settings)} is out of bounds')")
     run = tmp_path / "run"
@@ -91,7 +90,6 @@ def test_an_error_that_comes_again_at_the_same_step_is_tried_twice(head: Head, s
     assert len(read_metrics(run / "metrics.jsonl")) == 5
 
 
-@pytest.mark.slow
 def test_retries_without_progress_are_limited(head: Head, shards: str, tmp_path: Path) -> None:
     """A worker that is lost at every attempt: one restart is allowed, and the run stays resumable."""
     code = patched(head, tmp_path, 6, "__import__('os').kill(__import__('os').getpid(), 9)")
@@ -103,7 +101,6 @@ def test_retries_without_progress_are_limited(head: Head, shards: str, tmp_path:
     assert "exit code 3" in done.log
 
 
-@pytest.mark.slow
 def test_a_stopped_rank_is_found_and_the_group_starts_again(head: Head, shards: str, whole: Path, tmp_path: Path) -> None:
     """SIGSTOP of a worker: the watchdog of the other one ends the attempt, Ray ends the stopped process, nothing is lost."""
     run = tmp_path / "run"
@@ -123,7 +120,6 @@ def test_a_stopped_rank_is_found_and_the_group_starts_again(head: Head, shards: 
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
 def test_sigterm_of_the_driver_leaves_a_checkpoint(head: Head, shards: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
@@ -140,7 +136,6 @@ def test_sigterm_of_the_driver_leaves_a_checkpoint(head: Head, shards: str, tmp_
     assert "exit code 3" in done.log
 
 
-@pytest.mark.slow
 def test_a_group_that_finds_no_room_says_so(head: Head, shards: str, tmp_path: Path) -> None:
     words = arguments(shards, tmp_path / "run", "resources.max_workers=64", "resources.min_workers=64", "resources.restart_timeout_sec=3")
     done = head.submit(*words, "train.micro_batches_per_step=64")
@@ -161,7 +156,6 @@ def two_nodes(project: Path) -> Iterator[tuple[Head, int]]:
             node.wait()
 
 
-@pytest.mark.slow
 def test_a_lost_node_leaves_a_smaller_group_on_the_same_curve(
     two_nodes: tuple[Head, int], shards: str, whole: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_started_by_hand(quick: Slurm) -> None:
     assert quick.notes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_a_head_and_a_worker_come_up(slurm: Slurm) -> None:
     """The real Ray: the job sees the CPUs of both nodes, and everything is gone afterwards."""

@@ -120,6 +120,7 @@ def consumed(notes: Path) -> dict[int, list[dict]]:
     return {seen: [places[k] for k in sorted(places)] for seen, places in sorted(steps.items())}
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.timeout(1200)
 def test_two_one_four_and_two_ranks_in_one_run_folder_keep_the_order_and_the_curve(shards: str, tmp_path: Path) -> None:
