@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,8 +21,9 @@ from typing import Any
 import typer
 
 from benchmarks.same_curve import environment
+from benchmarks.setting import commit, processor, replace_section
 
-PAGE, HEADING = "training-platform.md", "## Checkpoints"
+PAGE, TITLE, HEADING = "training-platform.md", "# The training platform, measured", "## Checkpoints"
 KINDS = {"beside": "train.async_checkpoint=true", "in between": "train.async_checkpoint=false", "none": ""}
 
 
@@ -55,7 +54,7 @@ def main(
     result = {"setting": setting(shards, recipe, steps, every, token_budget, repeats), "runs": runs}
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoint.json").write_text(json.dumps(result, indent=1) + "\n")
-    replace_section(out / PAGE, section(result))
+    replace_section(out / PAGE, TITLE, HEADING, section(result))
     typer.echo(section(result))
 
 
@@ -95,7 +94,6 @@ def setting(shards: str, recipe: str, steps: int, every: int, token_budget: int,
     """What the numbers hold for."""
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "shards": Path(shards).name,
         "recipe": recipe,
@@ -103,8 +101,8 @@ def setting(shards: str, recipe: str, steps: int, every: int, token_budget: int,
         "every": every,
         "token_budget": token_budget,
         "repeats": repeats,
-        "commit": commit or "unknown",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "commit": commit(),
+        "machine": processor(),
         "load": round(os.getloadavg()[1], 1),
         "torch": torch.__version__,
     }
@@ -138,14 +136,6 @@ def section(result: dict[str, Any]) -> str:
         ]
     lines += ["", "Held up: from the call that saves to its return. The wait for the last checkpoint, after the last step, is not in it."]
     return "\n".join(lines) + "\n"
-
-
-def replace_section(page: Path, text: str) -> None:
-    """Put a section in its place of a page, or at the end."""
-    old = page.read_text() if page.exists() else "# The training platform, measured\n"
-    pattern = re.compile(rf"^{re.escape(HEADING)}$.*?(?=^## |\Z)", flags=re.DOTALL | re.MULTILINE)
-    new = pattern.sub(lambda _: text + "\n", old) if pattern.search(old) else f"{old.rstrip()}\n\n{text}"
-    page.write_text(new.rstrip() + "\n")
 
 
 if __name__ == "__main__":

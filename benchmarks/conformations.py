@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
+
+from benchmarks.setting import commit, processor
 
 TEMPERATURE_KELVIN = 413.0
 TORSION_MOVES_PER_PS = 2000.0
@@ -284,11 +285,10 @@ def setting() -> dict[str, Any]:
     import openmm
     import rdkit
 
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     return {
-        "processor": model,
+        "processor": processor(),
         "threads": 1,
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": commit(),
         "python": platform.python_version(),
         "openmm": openmm.__version__,
         "rdkit": rdkit.__version__,

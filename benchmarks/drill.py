@@ -28,12 +28,14 @@ from typing import IO, Any
 import psutil
 import typer
 
+from benchmarks.setting import commit, processor, replace_section
 from foundation.track.tracker import read_metrics
 from foundation.train.checkpoint import committed
 from tests.cluster.conftest import Head, copy_project, started_head
 from tests.train.conftest import SMALL, build_shards
 
 STEPS, MICRO_BATCHES, CHECKPOINT_EVERY = 200, 2, 5
+PAGE, TITLE, HEADING = "training-platform.md", "# The training platform, measured", "## Fault drill"
 FAULTS = {  # how many of each
     "SIGKILL of a worker": 5,
     "SIGKILL of the driver": 3,
@@ -110,14 +112,14 @@ class Fault:
 
 
 def main(
-    out: Path = typer.Option(Path("runs/drill"), help="Folder for drill.json and drill.md."),
+    out: Path = typer.Option(Path("runs/drill"), help="Folder for drill.json and the section of training-platform.md."),
     seed: int = typer.Option(0, help="Of the faults and their steps."),
 ) -> None:
     """Run the drill, print the table, leave with 1 where something was lost."""
     result = drill(seed)
     out.mkdir(parents=True, exist_ok=True)
     (out / "drill.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "drill.md").write_text(page(result))
+    replace_section(out / PAGE, TITLE, HEADING, page(result))
     typer.echo(page(result))
     raise typer.Exit(0 if result["passed"] else 1)
 
@@ -389,6 +391,8 @@ def compare(faults: list[Fault], quiet: Path, disturbed: Path, record: Path, sha
     }
     return {
         "seed": seed,
+        "machine": processor(),
+        "commit": commit(),
         "faults": [vars(fault) for fault in faults],
         "final_loss": losses[-1],
         "undisturbed_final_loss": wanted[-1],
@@ -411,9 +415,10 @@ def samples_read(record: Path) -> list[int]:
 def page(result: dict[str, Any]) -> str:
     """The table and the checks as Markdown."""
     lines = [
-        "# Fault drill",
+        HEADING,
         "",
-        f"`python -m benchmarks.drill --seed {result['seed']}`: {len(result['faults'])} faults in one run of {STEPS} steps.",
+        f"`python -m benchmarks.drill --seed {result['seed']}`: {len(result['faults'])} faults in one run of {STEPS} steps, a checkpoint"
+        f" every {CHECKPOINT_EVERY}. {result['machine']}; two Ray nodes with a CPU each, commit {result['commit']}.",
         "",
         "| fault | at step | what was seen | seconds to recovery | workers then |",
         "|---|---|---|---|---|",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from benchmarks.setting import commit, processor
 
 POLYMERS = {
     "polyethylene": "*CC*",
@@ -58,11 +59,10 @@ def setting(repeats: int, units: int) -> dict[str, Any]:
 
     from data_shards.conformers import fragments, grow, junction, quality
 
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     return {
-        "processor": model,
+        "processor": processor(),
         "threads": 1,
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": commit(),
         "python": platform.python_version(),
         "rdkit": rdkit.__version__,
         "numpy": numpy.__version__,

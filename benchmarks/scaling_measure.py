@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import torch
 import typer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.setting import commit, processor
 from data_shards.reader import ShardSet, open_shards
 from foundation.config import RunConfig, apply_overrides
 from foundation.data.loader import Step, StepLoader, order_of
@@ -336,9 +336,8 @@ def main(
     """Measure every term once; a few minutes on a quiet machine."""
     torch.set_num_threads(1)
     opened = open_shards(shards)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     found: dict[str, Any] = {
-        "setting": {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__, "commit": commit},
+        "setting": {"machine": processor(), "torch": torch.__version__, "commit": commit()},
     }
     parts: dict[str, Callable[[], Any]] = {
         "updates": updates,
