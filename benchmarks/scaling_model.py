@@ -181,14 +181,14 @@ def predict(recipe: Recipe, gpus: int, loading: dict[str, float], machine: Machi
     words = 2 * ring_all_gather(1024 * gpus, gpus, machine.words)  # sizes, then contents
     saved = 4 * FLOAT * recipe.parameters  # weights, average, two moments, all through rank 0
     gather = saved / (machine.between if gpus > machine.gpus_per_node else machine.inside).bytes_per_sec if recipe.zero_stage else 0.0
-    blocks = (
-        gather + saved / machine.to_host_bytes_per_sec + saved * loading["cpu_seconds_per_byte"] + saved / machine.storage_bytes_per_sec
-    )
     step_samples = samples * gpus
     corpus = step_samples * STEPS_PER_EPOCH
     local = min(gpus, machine.gpus_per_node)
     busy = compute + collectives + update + words
     stall = max(0.0, load - busy)
+    written = saved * (loading["cpu_seconds_per_byte"] + 1 / machine.storage_bytes_per_sec)  # beside the next steps
+    late = max(0.0, written - recipe.checkpoint_every * (busy + stall))  # the next checkpoint waits for it
+    blocks = gather + saved / machine.to_host_bytes_per_sec + late
     return Prediction(
         gpus=gpus,
         micro_batches_per_step=accumulate * gpus,
