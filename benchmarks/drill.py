@@ -49,7 +49,8 @@ FAULTS = {  # how many of each
 }
 INSIDE = ("NaN gradient", "clock jump")  # made by the copy itself
 TOLERANCE = 1e-4
-HANG_SEC, DISK_MIB, PATIENCE_SEC = 20, 400, 600
+APART = CHECKPOINT_EVERY + 3  # steps between faults, at least: each is dealt with before the next
+HANG_SEC, DISK_MIB, PATIENCE_SEC = 45, 400, 600
 CHANGED = """
 
 # ------------------------------------------------------------------------------------------------ added by benchmarks/drill.py
@@ -60,6 +61,8 @@ def learning_rate(step, settings):
     import time
 
     NOW[0] = step + 1
+    while step + 1 > int(open("{gate}").read() or 0):  # the operator is busy
+        time.sleep(0.02)
     for at, seconds in {jumps}:
         if step + 1 == at:
             now = time.time
@@ -125,12 +128,12 @@ def main(
 
 
 def plan(seed: int, kinds: dict[str, int]) -> list[Fault]:
-    """Faults in the order of their steps; every step at most once, the first after the first checkpoint."""
+    """Faults in the order of their steps, at least APART from each other, the first after the first checkpoint."""
     rng = random.Random(seed)
     names = [kind for kind, count in kinds.items() for _ in range(count)]
     rng.shuffle(names)
-    steps = sorted(rng.sample(range(8, STEPS - 12), len(names)))
-    return [Fault(kind, at) for kind, at in zip(names, steps, strict=True)]
+    steps = sorted(rng.sample(range(8, STEPS - 4 - (APART - 1) * len(names)), len(names)))
+    return [Fault(kind, at + (APART - 1) * k) for k, (kind, at) in enumerate(zip(names, steps, strict=True))]
 
 
 def drill(seed: int, kinds: dict[str, int] | None = None) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def changed_project(place: Path, inside: dict[str, list[int]]) -> Path:
     (place / "record").mkdir()
     jumps = [(at, seconds) for at, seconds in zip(inside["clock jump"], (-86400.0, 7200.0) * len(inside["clock jump"]), strict=False)]
     for name, text in (
-        ("optim.py", CHANGED.format(jumps=jumps)),
+        ("optim.py", CHANGED.format(jumps=jumps, gate=place / "gate")),
         ("engine.py", POISONED.format(nans=inside["NaN gradient"])),
         ("../data/loader.py", RECORDED.format(folder=place / "record")),
     ):
@@ -220,6 +223,12 @@ class Operator:
             command, cwd=self.head.project, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
         )
 
+    def let_go(self, step: int) -> None:
+        """The run may make steps up to this one; there it waits, so that every fault meets the step that the plan says."""
+        aside = self.place / "gate.new"
+        aside.write_text(f"{step}")
+        os.replace(aside, self.place / "gate")
+
     def said(self) -> str:
         """What the current driver has printed."""
         return (self.place / "drill.log").read_bytes()[self.mark :].decode(errors="replace")
@@ -235,12 +244,14 @@ class Operator:
 
     def train(self, run: Path, faults: list[Fault]) -> Path:
         """From the first step to the last, through all faults."""
+        self.let_go(faults[0].at if faults else STEPS)
         self.start(run)
-        for fault in faults:
+        for fault, next_at in zip(faults, [*(f.at for f in faults[1:]), STEPS], strict=True):
             self.until(run, fault.at)
             began, log_before = time.monotonic(), self.log_size()
             undo = self.strike(fault, run)
-            seen_at = max(last(run), fault.at) + 2  # rank 0 may write one more line when another rank is gone
+            self.let_go(next_at)
+            seen_at = fault.at + 2
             if fault.kind == "disk full":  # nobody minds before the next checkpoint
                 seen_at += CHECKPOINT_EVERY
             self.until(run, seen_at, fault, undo, log_before)

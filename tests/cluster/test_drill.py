@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drill import FAULTS, STEPS, drill, page, plan, samples_read
+from benchmarks.drill import APART, FAULTS, STEPS, drill, page, plan, samples_read
 
 
 def test_the_plan_is_twenty_faults_at_random_but_repeatable_steps() -> None:
@@ -16,7 +16,8 @@ def test_the_plan_is_twenty_faults_at_random_but_repeatable_steps() -> None:
     assert len(faults) == 20
     steps = [fault.at for fault in faults]
     assert steps == sorted(set(steps))
-    assert 5 < steps[0] < steps[-1] < STEPS
+    assert 5 < steps[0] < steps[-1] < STEPS - APART
+    assert min(b - a for a, b in zip(steps, steps[1:], strict=False)) >= APART
     assert [(f.kind, f.at) for f in plan(0, FAULTS)] == [(f.kind, f.at) for f in faults] != [(f.kind, f.at) for f in plan(1, FAULTS)]
 
 
