@@ -246,7 +246,7 @@ class Operator:
         """From the first step to the last, through all faults."""
         self.let_go(faults[0].at if faults else STEPS)
         self.start(run)
-        for fault, next_at in zip(faults, [*(f.at for f in faults[1:]), STEPS], strict=True):
+        for fault, next_at in zip(faults, [*(f.at for f in faults[1:]), STEPS], strict=False):
             self.until(run, fault.at)
             began, log_before = time.monotonic(), self.log_size()
             undo = self.strike(fault, run)
