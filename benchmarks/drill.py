@@ -246,18 +246,20 @@ class Operator:
         """From the first step to the last, through all faults."""
         self.let_go(faults[0].at if faults else STEPS)
         self.start(run)
-        for fault, next_at in zip(faults, [*(f.at for f in faults[1:]), STEPS], strict=False):
+        for fault in faults:
+            self.let_go(fault.at)
             self.until(run, fault.at)
             began, log_before = time.monotonic(), self.log_size()
             undo = self.strike(fault, run)
-            self.let_go(next_at)
             seen_at = fault.at + 2
             if fault.kind == "disk full":  # nobody minds before the next checkpoint
                 seen_at += CHECKPOINT_EVERY
+            self.let_go(seen_at)
             self.until(run, seen_at, fault, undo, log_before)
             fault.recovery_sec = 0.0 if fault.kind in INSIDE else time.monotonic() - began
             fault.world_size = json.loads((run / "run.json").read_text())["world_size"]
             typer.echo(f"{fault.kind}, step {fault.at}: {fault.seen or 'went on'}, {fault.recovery_sec:.0f} s", err=True)
+        self.let_go(STEPS)
         self.until(run, STEPS)
         assert self.driver is not None
         if self.driver.wait(timeout=PATIENCE_SEC) != 0:
