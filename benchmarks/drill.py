@@ -49,6 +49,7 @@ FAULTS = {  # how many of each
 }
 INSIDE = ("NaN gradient", "clock jump")  # made by the copy itself
 TOLERANCE = 1e-4
+SHOWN = 240  # characters of what was seen, in the table
 APART = CHECKPOINT_EVERY + 3  # steps between faults, at least: each is dealt with before the next
 HANG_SEC, DISK_MIB, PATIENCE_SEC = 45, 400, 600
 CHANGED = """
@@ -406,6 +407,7 @@ def compare(faults: list[Fault], quiet: Path, disturbed: Path, record: Path, sha
         "seed": seed,
         "machine": processor(),
         "commit": commit(),
+        "load": round(os.getloadavg()[2], 1),
         "faults": [vars(fault) for fault in faults],
         "final_loss": losses[-1],
         "undisturbed_final_loss": wanted[-1],
@@ -437,9 +439,12 @@ def page(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for fault in result["faults"]:
-        seen = fault["seen"].replace("|", "/") or "went on"
+        seen = fault["seen"].replace("|", "/").strip("; ") or "went on"
+        seen = seen if len(seen) <= SHOWN else f"{seen[:SHOWN].rstrip()} ..."
         lines.append(f"| {fault['kind']} | {fault['at']} | {seen} | {fault['recovery_sec']:.0f} | {fault['world_size']} |")
     lines += ["", f"Final loss {result['final_loss']!r}, undisturbed {result['undisturbed_final_loss']!r}.", ""]
+    if result["load"] > 4 * (os.cpu_count() or 1):
+        lines += [f"Other work ran on the machine (load {result['load']}): the seconds are upper bounds.", ""]
     lines += [f"- {'yes' if passed else 'NO'}: {check}" for check, passed in result["checks"].items()]
     return "\n".join(lines) + "\n"
 
