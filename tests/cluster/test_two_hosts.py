@@ -23,7 +23,7 @@ import pytest
 from foundation.config import apply_overrides
 from foundation.recipes import get_recipe
 from foundation.track.tracker import read_metrics
-from foundation.train import checkpoint
+from foundation.train import snapshot
 from foundation.train.loop import train
 from tests.cluster.conftest import ROOT, STOP_LIMIT_SEC, processes_of
 
@@ -216,7 +216,7 @@ def last_step(run: Path) -> int:
 
 def world_size(folder: Path) -> int:
     """How many ranks wrote a checkpoint."""
-    return json.loads((folder / checkpoint.STATE).read_text())["written_by"]["world_size"]
+    return json.loads((folder / snapshot.STATE).read_text())["written_by"]["world_size"]
 
 
 @pytest.mark.parametrize("recovery", ["the node comes back", "the others go on"])
@@ -230,7 +230,7 @@ def test_a_host_that_is_cut_off(cluster: Cluster, recovery: str, shards: str, un
     job = cluster.run(HEAD, "-m", "cluster.launch", "cluster/pretrain.yaml", *fields, RAY_ADDRESS=f"{ADDRESS[HEAD]}:{PORT}")
     wait_for(lambda: last_step(run) >= CUT_AT or job.poll() is not None, f"step {CUT_AT}")
     assert job.poll() is None, cluster.said()
-    assert {world_size(folder) for folder in checkpoint.committed(run)} == {2}
+    assert world_size(snapshot.committed(run)[-1]) == 2
 
     cluster.network.cable(WORKER, "down")
     cut = time.monotonic()
@@ -247,6 +247,6 @@ def test_a_host_that_is_cut_off(cluster: Cluster, recovery: str, shards: str, un
     print(f"{recovery}: cut after step {at_the_cut}, the next step {time.monotonic() - cut:.0f} s later")
     assert job.wait(timeout=JOB_LIMIT_SEC) == 0, cluster.said()
 
-    assert world_size(checkpoint.find(run)) == (2 if recovery == "the node comes back" else 1)
+    assert world_size(snapshot.committed(run)[-1]) == (2 if recovery == "the node comes back" else 1)
     assert max(abs(a - b) for a, b in zip(curve(run), undisturbed, strict=True)) < TOLERANCE
     assert len(set(undisturbed)) > NUM_STEPS // 2
