@@ -149,7 +149,8 @@ class Cluster:
 
     def num_nodes(self) -> int:
         """Nodes that Ray counts as alive."""
-        code = "import ray; ray.init(address='auto', logging_level='error', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+        start = "ray.init(address='auto', logging_level='error', log_to_driver=False)"
+        code = f"import ray; {start}; print(sum(n['Alive'] for n in ray.nodes()))"
         command = self.network.inside(HEAD, sys.executable, "-c", code)
         environment = {**self.environment, "RAY_ADDRESS": f"{ADDRESS[HEAD]}:{PORT}"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
