@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -149,12 +150,13 @@ class Cluster:
 
     def num_nodes(self) -> int:
         """Nodes that Ray counts as alive."""
-        start = "ray.init(address='auto', logging_level='error', log_to_driver=False)"
-        code = f"import ray; {start}; print(sum(n['Alive'] for n in ray.nodes()))"
+        start = "import ray; ray.init(address='auto', logging_level='error', log_to_driver=False)"
+        code = f"{start}; print('alive:', sum(n['Alive'] for n in ray.nodes()))"
         command = self.network.inside(HEAD, sys.executable, "-c", code)
         environment = {**self.environment, "RAY_ADDRESS": f"{ADDRESS[HEAD]}:{PORT}"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
-        return int(done.stdout) if done.returncode == 0 else 0
+        found = re.search(r"alive: (\d+)", done.stdout)  # Ray prints warnings of its own
+        return int(found[1]) if found else 0
 
     def stop(self) -> None:
         """End every process of both nodes."""
