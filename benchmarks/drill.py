@@ -14,28 +14,29 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 import typer
 
-from benchmarks.setting import commit, processor, replace_section
+from benchmarks.drill_report import HEADING, Fault, compare, page
+from benchmarks.same_curve import kill_all
+from benchmarks.setting import replace_section
+from data_shards.reader import open_shards
 from foundation.track.tracker import read_metrics
 from foundation.train.checkpoint import committed
 from tests.cluster.conftest import Head, copy_project, started_head
 from tests.train.conftest import SMALL, build_shards
 
 STEPS, MICRO_BATCHES, CHECKPOINT_EVERY = 200, 2, 5
-PAGE, TITLE, HEADING = "training-platform.md", "# The training platform, measured", "## Fault drill"
+PAGE, TITLE = "training-platform.md", "# The training platform, measured"
 FAULTS = {  # how many of each
     "SIGKILL of a worker": 5,
     "SIGKILL of the driver": 3,
@@ -48,8 +49,6 @@ FAULTS = {  # how many of each
     "clock jump": 1,
 }
 INSIDE = ("NaN gradient", "clock jump")  # made by the copy itself
-TOLERANCE = 1e-4
-SHOWN = 240  # characters of what was seen, in the table
 APART = CHECKPOINT_EVERY + 3  # steps between faults, at least: each is dealt with before the next
 HANG_SEC, DISK_MIB, PATIENCE_SEC = 45, 400, 600
 CHANGED = """
@@ -104,17 +103,6 @@ Reader.batch = _recorded
 """
 
 
-@dataclass
-class Fault:
-    """One fault and what came of it."""
-
-    kind: str
-    at: int  # step
-    seen: str = ""
-    recovery_sec: float = 0.0
-    world_size: int = 0  # afterwards
-
-
 def main(
     out: Path = typer.Option(Path("runs/drill"), help="Folder for drill.json and the section of training-platform.md."),
     seed: int = typer.Option(0, help="Of the faults and their steps."),
@@ -153,7 +141,9 @@ def drill(seed: int, kinds: dict[str, int] | None = None) -> dict[str, Any]:
         shutil.rmtree(record)
         record.mkdir()
         disturbed = operator.train((disk or place) / "run", faults)
-        return compare(faults, quiet, disturbed, record, shards, seed)
+        chains = len(open_shards(shards).samples("train"))
+        found = compare(faults, quiet, disturbed, record, chains, STEPS)
+        return {"seed": seed, "steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, **found}
 
 
 def changed_project(place: Path, inside: dict[str, list[int]]) -> Path:
@@ -196,7 +186,7 @@ class Operator:
 
     def end(self) -> None:
         for process in [*self.nodes, *([self.driver] if self.driver else [])]:
-            kill_family(process.pid)
+            kill_all(process.pid)
             process.wait()
 
     def add_node(self) -> None:
@@ -282,7 +272,7 @@ class Operator:
                     undo()
                     undo = None
                 self.start(run)
-            time.sleep(0.02)
+            time.sleep(0.1)
         if fault is not None:
             new = (self.place / "drill.log").read_bytes()[since:].decode(errors="replace")
             fault.seen += "; ".join(line for line in new.splitlines() if line.startswith("restart "))[:300]
@@ -302,7 +292,7 @@ class Operator:
         elif kind == "SIGKILL of the driver":
             self.driver.kill()
         elif kind == "SIGKILL of a raylet":
-            kill_family(self.nodes.pop().pid)
+            kill_all(self.nodes.pop().pid)
             return self.add_node
         elif kind == "disk full":
             return self.fill(fault, run)
@@ -367,86 +357,6 @@ def last(run: Path) -> int:
     """Last step in metrics.jsonl."""
     rows = read_metrics(run / "metrics.jsonl")
     return int(rows[-1]["step"]) if rows else 0
-
-
-def kill_family(pid: int) -> None:
-    """SIGKILL a process and all that it started."""
-    with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(pid).children(recursive=True)
-        for process in [psutil.Process(pid), *family]:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-
-
-# ------------------------------------------------------------------------------------------------------------------------ result
-
-
-def compare(faults: list[Fault], quiet: Path, disturbed: Path, record: Path, shards: str, seed: int) -> dict[str, Any]:
-    """Steps, losses and samples of the two runs."""
-    from data_shards.reader import open_shards
-
-    rows, expected = (read_metrics(run / "metrics.jsonl") for run in (disturbed, quiet))
-    losses, wanted = ([row["train/loss"] for row in each] for each in (rows, expected))
-    stream = samples_read(record)
-    chains = len(open_shards(shards).samples("train"))
-    epochs = [sorted(stream[k : k + chains]) for k in range(0, len(stream) - chains + 1, chains)]
-    skipped = [[row["step"] for row in each if row["train/grad_norm"] is None] for each in (rows, expected)]
-    differences = [abs(a - b) for a, b in zip(losses, wanted, strict=False) if a is not None and b is not None]
-    smaller = next((fault.at for fault in faults if fault.world_size not in (0, 2)), STEPS + 1)
-    checks = {
-        f"{STEPS} steps, each once": [row["step"] for row in rows] == list(range(1, STEPS + 1)),
-        f"every one of {chains} samples exactly once in each of {len(epochs)} epochs": bool(epochs)
-        and all(epoch == list(range(chains)) for epoch in epochs),
-        f"steps skipped because of a NaN gradient {skipped[1]}": skipped[0] == skipped[1]
-        and skipped[1] == sorted(fault.at for fault in faults if fault.kind == "NaN gradient"),
-        f"loss within {TOLERANCE:g} of the undisturbed run at every step (largest difference {max(differences):.1e})": max(differences)
-        < TOLERANCE,
-        f"bit-identical before step {smaller}, where the world size changes": losses[: smaller - 1] == wanted[: smaller - 1],
-    }
-    return {
-        "seed": seed,
-        "machine": processor(),
-        "commit": commit(),
-        "load": round(os.getloadavg()[2], 1),
-        "faults": [vars(fault) for fault in faults],
-        "final_loss": losses[-1],
-        "undisturbed_final_loss": wanted[-1],
-        "checks": checks,
-        "passed": all(checks.values()),
-    }
-
-
-def samples_read(record: Path) -> list[int]:
-    """Samples in the order of the stream: what was read for every step, by whichever ranks; what was read again must be the same."""
-    read: dict[int, tuple[str, str]] = {}
-    for path in record.iterdir():
-        for line in path.read_text().splitlines():
-            step, seen, samples = line.split(" ", 2)
-            known = read.setdefault(int(seen), (step, samples))
-            assert known == (step, samples), f"micro-batch {seen} was read as {known} and as {(step, samples)}"
-    return [int(sample) for seen in sorted(read) for sample in read[seen][1].split()]
-
-
-def page(result: dict[str, Any]) -> str:
-    """The table and the checks as Markdown."""
-    lines = [
-        HEADING,
-        "",
-        f"`python -m benchmarks.drill --seed {result['seed']}`: {len(result['faults'])} faults in one run of {STEPS} steps, a checkpoint"
-        f" every {CHECKPOINT_EVERY}. {result['machine']}; two Ray nodes with a CPU each, commit {result['commit']}.",
-        "",
-        "| fault | at step | what was seen | seconds to recovery | workers then |",
-        "|---|---|---|---|---|",
-    ]
-    for fault in result["faults"]:
-        seen = fault["seen"].replace("|", "/").strip("; ") or "went on"
-        seen = seen if len(seen) <= SHOWN else f"{seen[:SHOWN].rstrip()} ..."
-        lines.append(f"| {fault['kind']} | {fault['at']} | {seen} | {fault['recovery_sec']:.0f} | {fault['world_size']} |")
-    lines += ["", f"Final loss {result['final_loss']!r}, undisturbed {result['undisturbed_final_loss']!r}.", ""]
-    if result["load"] > 4 * (os.cpu_count() or 1):
-        lines += [f"Other work ran on the machine (load {result['load']}): the seconds are upper bounds.", ""]
-    lines += [f"- {'yes' if passed else 'NO'}: {check}" for check, passed in result["checks"].items()]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

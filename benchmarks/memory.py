@@ -19,6 +19,7 @@ from data_shards.schema import PolymerSample
 from foundation.batch import Batch
 from foundation.data.collate import build_batch
 from foundation.objectives import build_objective
+from foundation.objectives.base import LossOut
 from foundation.recipes import get_recipe
 from foundation.train.memory import recompute_activations
 from foundation.train.rng import generator
@@ -57,6 +58,18 @@ def measure(recipe: str, batch: Batch, repeats: int, *, twice: bool) -> tuple[in
     model = build_objective(get_recipe(recipe).objective)
     if twice:
         recompute_activations(model)
+    kept, out = saved_bytes(model, batch, generator(0))
+    out.loss.backward()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        model.loss(batch, generator(0)).loss.backward()
+        seconds.append(time.perf_counter() - began)
+    return kept, statistics.median(seconds)
+
+
+def saved_bytes(model: torch.nn.Module, batch: Batch, rng: torch.Generator) -> tuple[int, LossOut]:
+    """Bytes that the backward pass will find kept, weights not counted, and the loss."""
     kept: dict[int, int] = {}
     mine = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -66,13 +79,8 @@ def measure(recipe: str, batch: Batch, repeats: int, *, twice: bool) -> tuple[in
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss(batch, generator(0)).loss.backward()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        model.loss(batch, generator(0)).loss.backward()
-        seconds.append(time.perf_counter() - began)
-    return sum(kept.values()), statistics.median(seconds)
+        out: LossOut = model.loss(batch, rng)  # type: ignore[operator]
+    return sum(kept.values()), out
 
 
 if __name__ == "__main__":

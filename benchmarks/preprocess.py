@@ -30,6 +30,7 @@ from typing import Any
 import typer
 
 from benchmarks.preprocess_report import POLYMERS, RIVAL_UNITS, RIVALS, UNITS, page, summary
+from benchmarks.setting import commit, processor
 
 FILE = "preprocess_speed.json"
 LIBRARIES = 3  # sets of shapes of every polymer; chains take turns with them
@@ -121,20 +122,15 @@ def setting(options: dict[str, Any]) -> dict[str, Any]:
     import rdkit
     import scipy
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-
     code = hashlib.sha256()
     here = Path(__file__).parent
     for path in sorted([*here.parent.glob("data_shards/**/*.py"), *(here / name for name in MEASURES)]):
         code.update(path.read_bytes())
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     return {
-        "processor": model,
+        "processor": processor(),
         "threads": 1,
-        "commit": git("rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "code": code.hexdigest()[:16],
-        "uncommitted": bool(git("status", "--porcelain", "--", "data_shards", "benchmarks")),
         "python": platform.python_version(),
         "rdkit": rdkit.__version__,
         "numpy": numpy.__version__,

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from typing import Any
 import psutil
 import typer
 
+from benchmarks.setting import commit, processor
 from foundation.track.tracker import read_metrics
 
 METRICS = "metrics.jsonl"
@@ -105,23 +104,24 @@ def killed_at(when: list[int], out: Path, shards: str, steps: int, ranks: int, *
 
 
 def kill_all(pid: int) -> None:
-    """SIGKILL a process and all that it started: torchrun's workers have sessions of their own and would live on."""
-    launcher = psutil.Process(pid)
-    for process in [launcher, *launcher.children(recursive=True)]:
+    """SIGKILL a process, if it is there, and all that it started: torchrun's workers have sessions of their own and would live on."""
+    family = []
+    with suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in family:
         with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
+            process.kill()
 
 
 def setting(shards: str, steps: int) -> dict[str, Any]:
     """What the numbers hold for."""
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "shards": shards,
         "steps": steps,
-        "commit": commit or "unknown",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": commit(),
+        "machine": processor(),
         "torch": torch.__version__,
     }
 

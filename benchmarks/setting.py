@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
+
+from foundation.sampling import provenance
+
+SOURCES = ("data_shards", "foundation", "finetune", "cluster", "benchmarks")
 
 
 def processor() -> str:
@@ -17,13 +20,8 @@ def processor() -> str:
 
 def commit() -> str:
     """Short hash of the checkout; a plus where sources differ from it."""
-
-    def git(*words: str) -> str:
-        root = Path(__file__).parents[1]
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "data_shards", "foundation", "finetune", "cluster", "benchmarks")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+    head, _, changes = (provenance.commit(*SOURCES) or "unknown").partition("+")
+    return head[:7] + ("+" if changes else "")
 
 
 def replace_section(page: Path, title: str, heading: str, text: str) -> None:

@@ -106,22 +106,61 @@ class Folder:
             self.path.rmdir()
 
 
-class Bucket:
-    """A prefix of an object store. Staging lies in the working directory, so that the same command continues from there."""
+class Prefix:
+    """What lies below an address of an object store, reached through fsspec. File names are relative to it.
 
-    def __init__(self, url: str) -> None:
-        self.name = shown(url)
-        self.staging = SCRATCH / hashlib.sha256(self.name.encode()).hexdigest()[:12] / STAGING_NAME
+    Args:
+        url: the address.
+        patience_sec: how long the first connection may fail; PATIENCE_SEC where it is None.
+
+    Raises (all methods):
+        InputError: the store cannot be reached, refuses, or there is no such bucket.
+    """
+
+    def __init__(self, url: str, patience_sec: float | None = 0.0) -> None:
+        self.name = shown(url)  # without credentials
         with storage_errors(url, CHECK):
             self._fs, self._root = open_address(url)
-            if not self._names():
+            if not with_patience(self._list, patience_sec):
                 check_bucket(self._fs, self._root, url)
 
     def names(self) -> list[str]:
+        """What is there, in order."""
         with storage_errors(self.name, AGAIN):
-            return with_patience(self._names)
+            return with_patience(self._list)
 
-    def _names(self) -> list[str]:
+    def sha256(self, name: str) -> str | None:
+        """Checksum of a file's content, None where there is no such file."""
+        digest = hashlib.sha256()
+        with storage_errors(self.name, AGAIN):
+            self._fs.invalidate_cache()
+            try:
+                with StoredFile(self._fs, f"{self._root}/{name}", self.name) as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        digest.update(chunk)
+            except FileNotFoundError:
+                return None
+        return digest.hexdigest()
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with storage_errors(self.name, AGAIN):
+            self._fs.invalidate_cache()
+            if with_patience(lambda: self._fs.exists(f"{self._root}/{name}")):
+                with_patience(lambda: self._fs.rm_file(f"{self._root}/{name}"))
+
+    def _list(self) -> list[str]:
+        raise NotImplementedError
+
+
+class Bucket(Prefix):
+    """A shard set on an object store. Staging lies in the working directory, so that the same command continues from there."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.staging = SCRATCH / hashlib.sha256(self.name.encode()).hexdigest()[:12] / STAGING_NAME
+
+    def _list(self) -> list[str]:
         self._fs.invalidate_cache()
         try:
             found = self._fs.ls(self._root, detail=True)
@@ -137,28 +176,10 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
-    def sha256(self, name: str) -> str | None:
-        digest = hashlib.sha256()
-        with storage_errors(self.name, AGAIN):
-            self._fs.invalidate_cache()
-            try:
-                with StoredFile(self._fs, f"{self._root}/{name}", self.name) as file:
-                    while chunk := file.read(CHUNK_BYTES):
-                        digest.update(chunk)
-            except FileNotFoundError:
-                return None
-        return digest.hexdigest()
-
     def place(self, path: Path, name: str) -> None:
         with storage_errors(self.name, AGAIN):
             with_patience(lambda: self._fs.put_file(str(path), f"{self._root}/{name}"))
         path.unlink()
-
-    def remove(self, name: str) -> None:
-        with storage_errors(self.name, AGAIN):
-            self._fs.invalidate_cache()
-            if with_patience(lambda: self._fs.exists(f"{self._root}/{name}")):
-                with_patience(lambda: self._fs.rm_file(f"{self._root}/{name}"))
 
     def clear(self) -> None:
         shutil.rmtree(self.staging.parent, ignore_errors=True)

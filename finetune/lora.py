@@ -9,7 +9,6 @@ nothing is unpickled, nothing is imported by name, and the settings decide no pa
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_shards.manifest import write_atomic
 from foundation.errors import CheckpointError, InputError
+from foundation.sampling.provenance import weights_fingerprint
 from foundation.train import snapshot
 
 if TYPE_CHECKING:
@@ -65,34 +65,27 @@ def attach(objective: nn.Module, settings: LoraSettings) -> LoraSettings:
     Raises:
         InputError: a target is no linear layer of this model.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     missing = sorted(set(settings.targets) - set(linear_layers(objective)))
     if missing:
         raise InputError(f"{missing[0]} is no linear layer of this model; targets must be of finetune.lora.linear_layers")
-    base = weights_sha256(objective)
+    base = weights_fingerprint(objective)
+    _inject(objective, settings)
+    return settings.model_copy(update={"base": base})
+
+
+def _inject(objective: nn.Module, settings: LoraSettings) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
     wanted = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets))
     inject_adapter_in_model(wanted, objective, adapter_name=NAME)
     factors = adapter_weights(objective)
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(name in factors)
-    return settings.model_copy(update={"base": base})
 
 
 def adapter_weights(objective: nn.Module) -> dict[str, Tensor]:
     """The factors by name: A (rank, in) and B (out, rank) of every layer with an adapter."""
     return {name: value for name, value in objective.named_parameters() if f".lora_A.{NAME}." in name or f".lora_B.{NAME}." in name}
-
-
-def weights_sha256(objective: nn.Module) -> str:
-    """Checksum of names and values of all weights."""
-    import torch
-
-    sums = hashlib.sha256()
-    for name, value in sorted(objective.state_dict().items()):
-        sums.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        sums.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sums.hexdigest()
 
 
 def save_adapter(folder: Path, objective: nn.Module, settings: LoraSettings) -> None:
@@ -110,7 +103,7 @@ def load_adapter(folder: Path, objective: nn.Module) -> LoraSettings:
         CheckpointError: no adapter, a damaged or strange one, or one that was trained on other weights; the objective is then as before.
     """
     settings = read_settings(folder)
-    base = weights_sha256(objective)
+    base = weights_fingerprint(objective)
     if settings.base != base:
         raise CheckpointError(
             f"{folder} was trained on other weights (sha256 {settings.base[:12] or 'unknown'}, given {base[:12]}); pass that checkpoint"
@@ -130,9 +123,9 @@ def load_adapter(folder: Path, objective: nn.Module) -> LoraSettings:
             f"{folder / WEIGHTS}: {name} has shape {found.get(name, 'absent')}, {SETTINGS} asks for {expected.get(name, 'none')}"
             f"{snapshot.FIX}"
         )
-    attached = attach(objective, settings)
+    _inject(objective, settings)
     objective.load_state_dict(factors, strict=False)
-    return attached
+    return settings
 
 
 def read_settings(folder: Path) -> LoraSettings:

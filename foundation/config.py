@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from foundation.errors import ConfigError
+from foundation.errors import LONGEST, ConfigError, short
 from foundation.objectives import OBJECTIVES
 
 # DeepSpeed keys that follow from ours: setting them natively would contradict what the loop believes
@@ -28,7 +28,7 @@ DERIVED_KEYS = {
 }
 
 
-DEEPEST, LONGEST = 8, 120  # parts of a native key; characters of a value in a message
+DEEPEST = 8  # parts of a native key
 
 
 class Strict(BaseModel):
@@ -133,7 +133,7 @@ def _objective(value: Any) -> Any:
         return value
     name = value.get("name")
     if not isinstance(name, str) or name not in OBJECTIVES:
-        raise ValueError(f"name {_short(name)} must be one of {', '.join(OBJECTIVES)}")
+        raise ValueError(f"name {short(name)} must be one of {', '.join(OBJECTIVES)}")
     module, config_class, _ = OBJECTIVES[name]
     return getattr(import_module(f"{module}.config"), config_class).model_validate(dict(value))
 
@@ -158,7 +158,7 @@ class RunConfig(Strict):
                 raise ValueError(f"deepspeed.{key} follows from {ours}; set that instead")
         for group in ("bf16", "zero_optimization"):
             if not isinstance(self.deepspeed.get(group, {}), dict):
-                raise ValueError(f"deepspeed.{group} {_short(self.deepspeed[group])} must be a group of keys")
+                raise ValueError(f"deepspeed.{group} {short(self.deepspeed[group])} must be a group of keys")
         native = self.deepspeed.get("bf16")
         if self.train.zero_stage == 0 and isinstance(native, dict) and native.get("enabled"):
             raise ValueError("deepspeed.bf16 needs train.zero_stage 1, 2 or 3, which keep fp32 masters; or set train.precision=bf16")
@@ -189,10 +189,10 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         key, sign, text = override.partition("=")
         *parents, last = key.split(".")
         if not sign or not last or not all(parents):
-            raise ConfigError(f"override {_short(override)} is not of the form key=value, such as train.num_steps=100")
+            raise ConfigError(f"override {short(override)} is not of the form key=value, such as train.num_steps=100")
         native = bool(parents) and parents[0] == "deepspeed" and len(parents) < DEEPEST and "__" not in key
         if key not in known and not native:
-            raise ConfigError(f"unknown key {_short(key)}{_nearest(key[:LONGEST], known)}")
+            raise ConfigError(f"unknown key {short(key)}{_nearest(key[:LONGEST], known)}")
         if not parents and isinstance(data[last], dict):
             raise ConfigError(
                 f"override {override!r} replaces the whole group {key}; name one key, such as {key}.{next(iter(data[key]), 'x')}"
@@ -214,11 +214,6 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False}.get(text, text)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-
-
 def _nearest(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -235,7 +230,7 @@ def _sentence(error: ValidationError) -> str:
         return f"{key} is missing; see config.json of any run"
     if first["type"] == "value_error":
         return f"{key or 'configuration'}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{key} {_short(first['input'])} {first['msg'].replace('Input should be', 'must be')}"
+    return f"{key} {short(first['input'])} {first['msg'].replace('Input should be', 'must be')}"
 
 
 def _groups() -> dict[str, type[BaseModel]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from data_shards.errors import InputError, PolymerError, ShardError, StorageError
 
+LONGEST = 120  # characters of a value in a message
+
 
 class ConfigError(InputError):
     """An unknown key, a value out of bounds or two fields that contradict each other."""
@@ -17,4 +19,10 @@ class ShapeError(InputError):
     """Tensors whose leading dimensions disagree."""
 
 
-__all__ = ["CheckpointError", "ConfigError", "InputError", "PolymerError", "ShapeError", "ShardError", "StorageError"]
+def short(value: object) -> str:
+    """A value of a file or a command line, as it may stand in a sentence."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 2**63 else f"of {value.bit_length()} bits"  # repr refuses huge ones
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+__all__ = ["CheckpointError", "ConfigError", "InputError", "PolymerError", "ShapeError", "ShardError", "StorageError", "short"]

@@ -50,7 +50,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_the_same_generators() -> Iterator[None]:
-    """A test neither sees nor leaves a changed global generator or thread count."""
+    """A test neither sees nor leaves a changed global generator, thread count, or linear layer (DeepSpeed's ZeRO-3 exchanges it)."""
     import random
     import sys
 
@@ -58,9 +58,10 @@ def _one_thread_and_the_same_generators() -> Iterator[None]:
 
     torch = sys.modules.get("torch")
     before = (random.getstate(), np.random.get_state())  # noqa: NPY002 - the legacy generator is what leaks between tests
-    torch_before = torch.get_rng_state() if torch else None
+    torch_before = (torch.get_rng_state(), torch.nn.functional.linear) if torch else None
     yield
     random.setstate(before[0])
     np.random.set_state(before[1])  # noqa: NPY002
     if torch is not None and torch_before is not None:
-        torch.set_rng_state(torch_before)
+        torch.set_rng_state(torch_before[0])
+        torch.nn.functional.linear = torch_before[1]

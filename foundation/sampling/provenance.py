@@ -48,12 +48,17 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def commit() -> str | None:
-    """Commit of this checkout, with ``+changes`` where tracked files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+def commit(*paths: str) -> str | None:
+    """Commit of this checkout, with ``+changes`` where tracked files differ from it; None outside a checkout.
+
+    Args:
+        paths: files and folders of the checkout whose changes count; all where there is none.
+    """
+    root = Path(__file__).resolve().parents[2]
+    status = ["git", "status", "--porcelain", "-uno", "--", *paths]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=30, check=True)
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run(status, cwd=root, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -78,7 +78,7 @@ def newest_good(run: Path, store: CheckpointStore | None, check: Check) -> Path 
         check: raises CheckpointError for the state of another run.
     """
     here = {path.name: path for path in committed(run)}
-    there = set(store.committed()) if store is not None else set()
+    there = set(store.names()) if store is not None else set()
     damaged: list[tuple[Path | None, CheckpointError]] = []
     for name in sorted({*here, *there}, key=lambda name: step_of(name) or 0, reverse=True):
         final, fetching = run / FOLDER / name, run / FOLDER / f".{name}.fetching"
@@ -147,7 +147,7 @@ def start_of(run: Path | None, config: RunConfig, fingerprint: str) -> str | Non
     store = CheckpointStore(config.train.checkpoint_store) if config.train.checkpoint_store is not None else None
     found: dict[str, Callable[[], TrainState]] = {}
     if store is not None:
-        found |= {name: lambda name=name: store.read_state(name) for name in store.committed()}  # type: ignore[misc]
+        found |= {name: lambda name=name: store.read_state(name) for name in store.names()}  # type: ignore[misc]
     found |= {path.name: lambda path=path: read_state(path) for path in (committed(run) if run is not None else [])}  # type: ignore[misc]
     for name in sorted(found, key=lambda name: step_of(name) or 0, reverse=True):
         try:
@@ -268,7 +268,7 @@ def _remote(address: str) -> tuple[CheckpointStore, list[str]]:
         if above.has(name):
             return above, [name]
     store = CheckpointStore(address)
-    names = store.committed()
+    names = store.names()
     if not names:
         raise CheckpointError(f"{store.name} {NONE_YET} with train.checkpoint_store={store.name}")
     return store, names

@@ -22,8 +22,10 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 def reproducible(device: torch.device) -> Iterator[None]:
     """On CPU only operations whose result does not change from run to run; the settings of before come back at the end.
 
-    CUDA keeps its fast scatter kernels: sums over atoms may differ there in the last bit.
+    CUDA keeps its fast scatter kernels: sums over atoms may differ there in the last bit. Under ZeRO-3 DeepSpeed puts a function of its
+    own in the place of torch.nn.functional.linear, for good, and it rounds otherwise; that is taken back too.
     """
+    linear = torch.nn.functional.linear
     algorithms, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cpu":
@@ -32,5 +34,6 @@ def reproducible(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.nn.functional.linear = linear
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from foundation.objectives import build_objective
 from foundation.sampling.request import read_request
 from foundation.train.ema import EMA
 from foundation.train.ranks import Ranks
+from foundation.train.saver import collect
 
 log = logging.getLogger(__name__)
 FOLDER = "samples"
@@ -45,8 +46,7 @@ class Sampler:
         What goes wrong is a warning and ``sample/failed``: a picture is not worth a run.
         """
         began = time.perf_counter()
-        # rank 0 keeps copies on the CPU; the others take part in the gathering
-        weights = {name: tensor.detach().cpu().clone() if ranks.rank == 0 else None for name, tensor in ema.weights()}
+        weights = collect(ema.weights(), ranks.rank)
         if ranks.rank:
             return {}
         cuda = [ranks.device] if ranks.device.type == "cuda" else []
@@ -54,7 +54,7 @@ class Sampler:
         try:
             with torch.random.fork_rng(devices=cuda):  # building a model draws its first weights
                 model = build_objective(self.config.objective)
-                model.load_state_dict(weights)  # type: ignore[arg-type]
+                model.load_state_dict(weights)
                 found = self._write(model.to(ranks.device).eval(), step, ranks.device)
         except Exception as error:
             log.warning("no chain was sampled at step %d (%s: %s)", step, type(error).__name__, error)

@@ -49,7 +49,7 @@ def commit(run: Path, state: TrainState, content: Content) -> Path:
         if final.exists():  # not committed, or this step was done again: the newest that verified is before it
             snapshot.remove(final)
         os.replace(aside, final)
-    except Exception:
+    except (OSError, CheckpointError):
         shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint on a full disk
         raise
     for path in (folder, run):
@@ -108,9 +108,9 @@ class Saver:
         self._wait()
         rank = self.engine.ranks.rank
         content: Content = {
-            MODEL: _collect(self.engine.weights(), rank),
-            AVERAGE: _collect(self.ema.weights(), rank),
-            OPTIMIZER: _collect(self.engine.moments(), rank),
+            MODEL: collect(self.engine.weights(), rank),
+            AVERAGE: collect(self.ema.weights(), rank),
+            OPTIMIZER: collect(self.engine.moments(), rank),
         }
         if rank == 0:
             self._thread = threading.Thread(target=self._write, args=(state, content), name="checkpoint-write")
@@ -209,7 +209,7 @@ class Saver:
             self.uploads.wait()
 
 
-def _collect(tensors: Iterable[tuple[str, Tensor]], rank: int) -> dict[str, Tensor]:
+def collect(tensors: Iterable[tuple[str, Tensor]], rank: int) -> dict[str, Tensor]:
     """Copies in the memory of rank 0; the others take part in the gathering and keep nothing."""
     kept = {}
     for name, tensor in tensors:

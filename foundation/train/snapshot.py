@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,10 +235,10 @@ def read_state(folder: Path) -> TrainState:
     for name in ("step", "samples_seen", "updates"):
         value = data[name]
         if type(value) is not int or not 0 <= value < LARGEST_COUNT:
-            raise CheckpointError(f"{path} is damaged ({name} {_short(value)} must be an integer from 0 to {LARGEST_COUNT - 1}){FIX}")
+            raise CheckpointError(f"{path} is damaged ({name} {short(value)} must be an integer from 0 to {LARGEST_COUNT - 1}){FIX}")
     for name, kind in (("fingerprint", str), ("config", dict), ("written_by", dict)):
         if not isinstance(data[name], kind):
-            raise CheckpointError(f"{path} is damaged ({name} {_short(data[name])} must be a {kind.__name__}){FIX}")
+            raise CheckpointError(f"{path} is damaged ({name} {short(data[name])} must be a {kind.__name__}){FIX}")
     if state.updates > state.step:
         raise CheckpointError(f"{path} is damaged (updates {state.updates} must be at most step {state.step}){FIX}")
     return state
@@ -275,8 +275,3 @@ def read_json(path: Path) -> dict[str, Any]:
         why = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} cannot be read ({why}){FIX}") from None
     return data
-
-
-def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 2**63 else f"of {value.bit_length()} bits"
-    return text if len(text) <= 40 else f"{text[:40]}..."

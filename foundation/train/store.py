@@ -7,14 +7,12 @@ Credentials come from the environment, as for shards (data_shards/store.py).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
-from data_shards.store import AGAIN, BUCKETS, CHECK, CHUNK_BYTES, check_bucket, open_address, shown, storage_errors, with_patience
+from data_shards.store import AGAIN, BUCKETS, Prefix, storage_errors, with_patience
 from foundation.errors import CheckpointError, InputError
 from foundation.train import snapshot
 from foundation.train.snapshot import MARKER, STATE, TrainState, outdated, step_of
@@ -27,27 +25,14 @@ def is_address(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-class CheckpointStore:
-    """The checkpoints below an address.
-
-    Raises (all methods):
-        InputError: the store cannot be reached, refuses, or there is no such bucket.
-    """
+class CheckpointStore(Prefix):
+    """The checkpoints below an address; its names are those of the checkpoints that are whole, oldest first."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        self.name = shown(self.address)
-        with storage_errors(address, CHECK):
-            self._fs, self._root = open_address(self.address)
-            if not with_patience(self._committed):
-                check_bucket(self._fs, self._root, address)
+        super().__init__(self.address, patience_sec=None)  # a run that starts again in an outage
 
-    def committed(self) -> list[str]:
-        """Names of the checkpoints that are whole, oldest first."""
-        with storage_errors(self.name, AGAIN):
-            return with_patience(self._committed)
-
-    def _committed(self) -> list[str]:
+    def _list(self) -> list[str]:
         self._fs.invalidate_cache()
         try:
             names = {path.rsplit("/", 2)[-2] for path in self._fs.glob(f"{self._root}/step-*/{MARKER}")}
@@ -102,13 +87,13 @@ class CheckpointStore:
         """
         there = f"{self._root}/{folder.name}"
         sums = snapshot.read_sums(folder)
+        self.remove(f"{folder.name}/{MARKER}")
         with storage_errors(self.name, AGAIN):
             if self.address.partition("://")[0] not in BUCKETS:
                 self._fs.makedirs(there, exist_ok=True)
-            self._drop(f"{there}/{MARKER}")
             for name in sorted(sums):
                 with_patience(lambda name=name: self._fs.put_file(str(folder / name), f"{there}/{name}"))  # type: ignore[misc]
-                if self._sha256(f"{there}/{name}") != sums[name]:
+                if self.sha256(f"{folder.name}/{name}") != sums[name]:
                     raise CheckpointError(
                         f"{self.name}/{folder.name}/{name} reads back otherwise than written; check the store and the disk"
                     )
@@ -126,28 +111,12 @@ class CheckpointStore:
 
     def retain(self, keep_last: int, keep_every: int) -> None:
         """Remove what retention gives up (snapshot.outdated), marker first."""
-        steps = [step for name in self.committed() if (step := step_of(name)) is not None]
-        with storage_errors(self.name, AGAIN):
-            for step in outdated(steps, keep_last, keep_every):
-                folder = f"{self._root}/{snapshot.step_name(step)}"
-                self._drop(f"{folder}/{MARKER}")
-                with_patience(lambda folder=folder: self._fs.rm(folder, recursive=True))  # type: ignore[misc]
-
-    def _drop(self, where: str) -> None:
-        self._fs.invalidate_cache()
-        if with_patience(lambda: self._fs.exists(where)):
-            with_patience(lambda: self._fs.rm_file(where))
-
-    def _sha256(self, where: str) -> str:
-        def digest() -> str:
-            read: Any = hashlib.sha256()
-            with self._fs.open(where, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    read.update(chunk)
-            return str(read.hexdigest())
-
-        self._fs.invalidate_cache()
-        return with_patience(digest)
+        steps = [step for name in self.names() if (step := step_of(name)) is not None]
+        for step in outdated(steps, keep_last, keep_every):
+            name = snapshot.step_name(step)
+            self.remove(f"{name}/{MARKER}")
+            with storage_errors(self.name, AGAIN):
+                with_patience(lambda name=name: self._fs.rm(f"{self._root}/{name}", recursive=True))  # type: ignore[misc]
 
 
 class Uploads:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drill import APART, FAULTS, STEPS, drill, page, plan, samples_read
+from benchmarks.drill import APART, FAULTS, STEPS, drill, plan
+from benchmarks.drill_report import page, samples_read
 
 
 def test_the_plan_is_twenty_faults_at_random_but_repeatable_steps() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.same_curve import kill_all
 from foundation.track.tracker import read_metrics
 from tests.cluster.conftest import Head, Job, started_head
 from tests.train.conftest import SMALL, losses
@@ -69,19 +70,18 @@ def test_a_killed_worker_costs_no_step_and_no_bit(head: Head, shards: str, whole
     assert [step for step, _, _ in losses(run)] == list(range(1, 41))
 
 
-def patched(head: Head, folder: Path, step: int, mistake: str) -> Path:
-    """A copy of the project with a mistake in it, for `--working-dir`."""
+def submit_with(mistake: str, step: int, head: Head, folder: Path, words: list[str]) -> Job:
+    """Submit a job whose working directory is a copy of the project with a mistake in it."""
     copy = folder / "patched"
     shutil.copytree(head.project, copy, ignore=shutil.ignore_patterns("runs", "shards"))
     with (copy / "foundation/train/optim.py").open("a") as file:
         file.write(BUG.format(step=step, mistake=mistake))
-    return copy
+    return head.submit("--working-dir", str(copy), "--", *words)
 
 
 def test_an_error_that_comes_again_at_the_same_step_is_tried_twice(head: Head, shards: str, tmp_path: Path) -> None:
-    code = patched(head, tmp_path, 5, "raise RuntimeError(f'index {id(settings)} is out of bounds')")
-    run = tmp_path / "run"
-    done = head.submit("--working-dir", str(code), "--", *arguments(shards, run, "resources.max_failures=9"))
+    run, mistake = tmp_path / "run", "raise RuntimeError(f'index {id(settings)} is out of bounds')"
+    done = submit_with(mistake, 5, head, tmp_path, arguments(shards, run, "resources.max_failures=9"))
     assert "restart 1 (1 of 9 without progress): rank 0: RuntimeError: index" in done.log, done.log
     assert "the same error twice at step 6, so it would come again: rank 0: RuntimeError: index" in done.log
     assert "the same command continues from step 4" in done.log
@@ -92,9 +92,8 @@ def test_an_error_that_comes_again_at_the_same_step_is_tried_twice(head: Head, s
 
 def test_retries_without_progress_are_limited(head: Head, shards: str, tmp_path: Path) -> None:
     """A worker that is lost at every attempt: one restart is allowed, and the run stays resumable."""
-    code = patched(head, tmp_path, 6, "__import__('os').kill(__import__('os').getpid(), 9)")
-    run = tmp_path / "run"
-    done = head.submit("--working-dir", str(code), "--", *arguments(shards, run, "resources.max_failures=1"))
+    run, mistake = tmp_path / "run", "__import__('os').kill(__import__('os').getpid(), 9)"
+    done = submit_with(mistake, 6, head, tmp_path, arguments(shards, run, "resources.max_failures=1"))
     assert "restart 1 (1 of 1 without progress)" in done.log, done.log
     assert "stopped: workers failed 2 times without a new checkpoint, resources.max_failures=1 allows 1 (last: rank" in done.log
     assert "the same command continues from step 4" in done.log
@@ -164,13 +163,7 @@ def test_a_lost_node_leaves_a_smaller_group_on_the_same_curve(
     run = tmp_path / "run"
     words = arguments(shards, run, "resources.restart_timeout_sec=15", "resources.max_workers=2", "track.log_every=1")
 
-    def kill() -> None:
-        family = [p for p in psutil.Process(node).children(recursive=True)]
-        for process in [psutil.Process(node), *family]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-
-    done = while_it_runs(head, words, run, 6, kill)
+    done = while_it_runs(head, words, run, 6, lambda: kill_all(node))
     assert done.exit_code == 0, done.log
     assert "restart 1 (1 of 3 without progress)" in done.log
     rows, expected = (read_metrics(path / "metrics.jsonl") for path in (run, whole))

@@ -378,8 +378,8 @@ def test_credentials_are_never_written(
     wanted = 0 if case == "success" else 2
     try:
         for app, words in ((build.app, ("--input", table, "--out", address, *SIZE)), (verify.app, (address,)), (show.app, (address,))):
-            assert command(app, *words) == wanted, app
-            said = capfd.readouterr()
+            code, said = command(app, *words), capfd.readouterr()
+            assert code == wanted, (app.info, said)
             _silent(said.out + said.err)
             if wanted:
                 _one_sentence(said.err, CASES[case] if app is build.app or case != "uploads denied" else "holds no manifest.json")

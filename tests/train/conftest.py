@@ -8,13 +8,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from foundation.config import RunConfig, apply_overrides
 from foundation.recipes import get_recipe
+from foundation.track.tracker import read_metrics
+from foundation.train.loop import train
 
 TRAIN = ("*CC(*)C", "*CCO*", "*CC(*)Cl", "*O[Si](*)(C)C", "*CC(*)C#N", "*C=CCC*", "*CC(*)O", "*OC(C)C(*)=O", "*CC(*)F", "*CC(*)OC")
 SMALL = (
@@ -31,6 +35,10 @@ SMALL = (
     "track.wandb=false",
 )
 STEPS = ("train.num_steps=12", "train.checkpoint_every=3", "train.validate_every=4")
+
+
+FOUR = ("train.num_steps=4", "train.checkpoint_every=2", "train.validate_every=4", "train.micro_batches_per_step=4", "train.grad_clip=0.3")
+SIX = ("train.num_steps=6", "train.checkpoint_every=2", "train.keep_last=2")
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +59,25 @@ def build_shards(folder: Path) -> str:
     return str(out)
 
 
+@pytest.fixture(scope="session")
+def four_steps(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank without ZeRO, accumulating what two ranks share; to be read and copied only."""
+    return trained(shards, tmp_path_factory, FOUR)
+
+
+@pytest.fixture(scope="session")
+def six_steps(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of six steps, its checkpoints written beside it; to be read and copied only."""
+    return trained(shards, tmp_path_factory, SIX)
+
+
+def trained(shards: str, folders: pytest.TempPathFactory, overrides: tuple[str, ...]) -> Path:
+    """Folder of a run."""
+    out = folders.mktemp("trained") / "run"
+    train(small(*overrides), out, shards)
+    return out
+
+
 def small(*overrides: str) -> RunConfig:
     """A model small enough for tests, with the recipe's structure."""
     return apply_overrides(get_recipe("polyconfm_tiny"), [*SMALL, *overrides])
@@ -63,10 +90,14 @@ def command(shards: str, out: Path, *overrides: str) -> list[str]:
 
 def torchrun(ranks: int) -> list[str]:
     """Arguments of ``python`` that start what follows on several ranks."""
+    return ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -95,3 +126,46 @@ def losses(run: Path) -> list[tuple[int, float, float | None]]:
 def curve(run: Path) -> list[float]:
     """Training loss of every step."""
     return [loss for _, loss, _ in losses(run)]
+
+
+class Pair:
+    """Two ranks of one training, each a process of its own, as any launcher starts them."""
+
+    def __init__(self, arguments: list[list[str]], folder: Path) -> None:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        self.logs = [folder / f"rank{rank}.log" for rank in range(2)]
+        self.processes = []
+        for rank in range(2):
+            with self.logs[rank].open("w") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *arguments[rank]],
+                        env=environment() | meeting | {"RANK": str(rank), "LOCAL_RANK": "0"},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def said(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs)
+
+    def ends(self, timeout_sec: float = 120) -> list[int]:
+        """Exit codes; nothing is left behind."""
+        try:
+            return [process.wait(timeout=timeout_sec) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+    def wait_for_steps(self, out: Path, count: int) -> None:
+        until = time.monotonic() + 120
+        while len(read_metrics(out / "metrics.jsonl")) < count:
+            if time.monotonic() > until or any(process.poll() is not None for process in self.processes):
+                self.kill()
+                raise AssertionError(self.said()[-6000:])
+            time.sleep(0.02)

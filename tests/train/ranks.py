@@ -12,13 +12,13 @@ from foundation.config import parse_config
 from foundation.train.loop import train
 
 
-def main(jobs: list[dict], rank: int, world_size: int, store: str) -> None:
+def main(jobs: list[dict]) -> None:
     """Train every job: {"config", "shards", "out"}."""
-    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    dist.init_process_group("gloo")
     for job in jobs:
-        train(parse_config(job["config"]), Path(job["out"]), job["shards"], rank=rank, world_size=world_size)
+        train(parse_config(job["config"]), Path(job["out"]), job["shards"], rank=dist.get_rank(), world_size=dist.get_world_size())
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(json.loads(Path(sys.argv[1]).read_text()))

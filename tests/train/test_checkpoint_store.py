@@ -1,4 +1,4 @@
-"""Checkpoints in an object store over HTTP: copied whole, verified, pruned; a new machine goes on from there; outages stop nothing."""
+"""Checkpoints in an object store over HTTP: copied six_steps, verified, pruned; a new machine goes on from there; outages stop nothing."""
 
 from __future__ import annotations
 
@@ -21,18 +21,9 @@ from foundation.train.checkpoint import load_model
 from foundation.train.loop import train
 from foundation.train.store import CheckpointStore, Uploads
 from tests.object_store import FAKE, Gateway
-from tests.train.conftest import SMALL, losses, small
+from tests.train.conftest import SIX, SMALL, losses, small
 
-STEPS = ("train.num_steps=6", "train.checkpoint_every=2", "train.keep_last=2")
 FILES = {"COMMITTED", "state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"}
-
-
-@pytest.fixture(scope="module")
-def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps that knows no store."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    train(small(*STEPS), out, shards)
-    return out
 
 
 @pytest.fixture
@@ -68,35 +59,35 @@ def command(app: Callable[..., object], *words: object) -> int:
     return 0
 
 
-def test_a_new_machine_goes_on_from_the_store(shards: str, whole: Path, address: str, gateway: Gateway, tmp_path: Path) -> None:
-    config = small(*STEPS, f"train.checkpoint_store={address}")
-    uploaded(address, whole / "checkpoints" / "step-00000004")
+def test_a_new_machine_goes_on_from_the_store(shards: str, six_steps: Path, address: str, gateway: Gateway, tmp_path: Path) -> None:
+    config = small(*SIX, f"train.checkpoint_store={address}")
+    uploaded(address, six_steps / "checkpoints" / "step-00000004")
     gateway.requests.clear()
     result = train(config, tmp_path / "run", shards)
     assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000006"
-    assert losses(tmp_path / "run") == losses(whole)[4:]
+    assert losses(tmp_path / "run") == losses(six_steps)[4:]
     assert there(address) == {"step-00000004": FILES, "step-00000006": FILES}
     for name in ("model", "ema", "optimizer"):
         file = f"step-00000006/{name}.safetensors"
-        assert fsspec.filesystem("s3").cat_file(f"{address}/{file}") == (whole / "checkpoints" / file).read_bytes()
+        assert fsspec.filesystem("s3").cat_file(f"{address}/{file}") == (six_steps / "checkpoints" / file).read_bytes()
     puts = [path.rsplit("/", 2)[-2:] for method, path, _ in gateway.requests if method == "PUT"]
     assert puts[-1] == ["step-00000006", "COMMITTED"], "the marker comes last"
     # and once more from nothing, to the end
     again = train(config, tmp_path / "again", shards)
     assert (again.step, again.train_loss) == (6, None)
     # one checkpoint older goes when one more is there, but for those kept for ever
-    longer = small(*STEPS, f"train.checkpoint_store={address}", "train.num_steps=8", "train.keep_last=1", "train.keep_every=4")
+    longer = small(*SIX, f"train.checkpoint_store={address}", "train.num_steps=8", "train.keep_last=1", "train.keep_every=4")
     train(longer, tmp_path / "again", shards)
     assert there(address).keys() == {"step-00000004", "step-00000008"}
 
 
 def test_the_newest_good_one_of_both_places_is_taken(
-    shards: str, whole: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shards: str, six_steps: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small(*STEPS, f"train.checkpoint_store={address}")
-    four, six = (whole / "checkpoints" / name for name in ("step-00000004", "step-00000006"))
+    config = small(*SIX, f"train.checkpoint_store={address}")
+    four, six = (six_steps / "checkpoints" / name for name in ("step-00000004", "step-00000006"))
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(six_steps, out)
     uploaded(address, four, six)
     # newest: damaged in both places; the one before: damaged here, good there
     (out / "checkpoints" / "step-00000006" / "ema.safetensors").write_bytes(b"")
@@ -115,16 +106,16 @@ def test_the_newest_good_one_of_both_places_is_taken(
     kept = {path.name for path in (out / "checkpoints").iterdir()}
     assert kept == {"latest", "step-00000004", "step-00000004.damaged", "step-00000006.damaged"}
     # what is newer here than there is used, and copied
-    fresh = Path(shutil.copytree(whole, tmp_path / "fresh"))
+    fresh = Path(shutil.copytree(six_steps, tmp_path / "fresh"))
     train(config, fresh, shards)
     assert there(address)["step-00000006"] == FILES
-    assert losses(fresh) == losses(whole)
+    assert losses(fresh) == losses(six_steps)
 
 
 def test_a_store_of_another_run_or_out_of_reach_is_refused_before_anything_is_written(
-    shards: str, whole: Path, address: str, gateway: Gateway, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]
+    shards: str, six_steps: Path, address: str, gateway: Gateway, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uploaded(address, whole / "checkpoints" / "step-00000006")
+    uploaded(address, six_steps / "checkpoints" / "step-00000006")
     words = ("--recipe", "polyconfm_tiny", "--shards", shards, "--out", tmp_path / "run", *SMALL, f"train.checkpoint_store={address}")
     assert command(pretrain.app, *words, "train.seed=3") == 2
     assert "train.seed is 3 but the run folder was made with 0" in capsys.readouterr().err
@@ -135,33 +126,33 @@ def test_a_store_of_another_run_or_out_of_reach_is_refused_before_anything_is_wr
         r"--overwrite deletes .* but not s3://\S+, from which the run would go on after step-00000006", capsys.readouterr().err
     )
     with pytest.raises(CheckpointError, match=r"train\.seed is 3 but the run folder was made with 0"):
-        train(small(*STEPS, f"train.checkpoint_store={address}", "train.seed=3"), tmp_path / "run", shards)
+        train(small(*SIX, f"train.checkpoint_store={address}", "train.seed=3"), tmp_path / "run", shards)
     assert not (tmp_path / "run").exists()
     gateway.fault = lambda method, path: 503
     with pytest.raises(
         InputError, match=r"s3://\S+ cannot be used \(.*told to fail.*\); check the address, the network and the cred"
     ) as said:
-        train(small(*STEPS, f"train.checkpoint_store={address}"), tmp_path / "run", shards)
+        train(small(*SIX, f"train.checkpoint_store={address}"), tmp_path / "run", shards)
     assert not any(secret in str(said.value) for secret in FAKE.values())
     assert not (tmp_path / "run").exists()
     gateway.fault = lambda method, path: None
     with pytest.raises(InputError, match="there is none named 'no-such-bucket'"):
-        train(small(*STEPS, "train.checkpoint_store=s3://no-such-bucket/x"), tmp_path / "run", shards)
+        train(small(*SIX, "train.checkpoint_store=s3://no-such-bucket/x"), tmp_path / "run", shards)
 
 
 def test_an_outage_stops_nothing_and_what_is_missing_is_copied_later(
-    shards: str, whole: Path, address: str, gateway: Gateway, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+    shards: str, six_steps: Path, address: str, gateway: Gateway, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small(*STEPS, f"train.checkpoint_store={address}")
+    config = small(*SIX, f"train.checkpoint_store={address}")
     gateway.fault = lambda method, path: 503 if method == "PUT" and "step-00000002" in path else None
     train(config, tmp_path / "run", shards)
-    assert losses(tmp_path / "run") == losses(whole)
+    assert losses(tmp_path / "run") == losses(six_steps)
     assert re.search("step-00000002: the copy in the checkpoint store failed, it is tried again with the next one", caplog.text)
     assert {row["train/failed_checkpoints"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")} == {0}
     assert there(address)["step-00000006"] == FILES
     # where the last one cannot be copied the command says so, and the same command copies it
     gateway.fault = lambda method, path: 503 if method == "PUT" and "step-00000008" in path else None
-    longer = small(*STEPS, f"train.checkpoint_store={address}", "train.num_steps=8")
+    longer = small(*SIX, f"train.checkpoint_store={address}", "train.num_steps=8")
     with pytest.raises(
         CheckpointError, match=r"step-00000008 is complete but its copy in the checkpoint store is not: s3://.*told to fail"
     ):
@@ -174,36 +165,36 @@ def test_an_outage_stops_nothing_and_what_is_missing_is_copied_later(
 
 
 def test_a_copy_that_reads_back_otherwise_is_not_committed(
-    whole: Path, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    six_steps: Path, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store = CheckpointStore(address)
-    folder = Path(shutil.copytree(whole / "checkpoints" / "step-00000006", tmp_path / "step-00000006"))
+    folder = Path(shutil.copytree(six_steps / "checkpoints" / "step-00000006", tmp_path / "step-00000006"))
     (folder / "ema.safetensors").write_bytes(b"rotten since it was committed")
     with pytest.raises(
         CheckpointError, match=r"step-00000006/ema.safetensors reads back otherwise than written; check the store and the disk"
     ):
         store.upload(folder)
-    assert store.committed() == []
-    store.upload(whole / "checkpoints" / "step-00000006")
-    assert store.committed() == ["step-00000006"]
+    assert store.names() == []
+    store.upload(six_steps / "checkpoints" / "step-00000006")
+    assert store.names() == ["step-00000006"]
     with pytest.raises(CheckpointError):
         store.upload(folder)
-    assert store.committed() == [], "while a checkpoint is replaced there is none of its name"
+    assert store.names() == [], "while a checkpoint is replaced there is none of its name"
 
 
-def test_a_model_is_read_from_the_store(whole: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    uploaded(address, whole / "checkpoints" / "step-00000004", whole / "checkpoints" / "step-00000006")
-    expected = load_model(whole)[0].state_dict()
+def test_a_model_is_read_from_the_store(six_steps: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uploaded(address, six_steps / "checkpoints" / "step-00000004", six_steps / "checkpoints" / "step-00000006")
+    expected = load_model(six_steps)[0].state_dict()
     for place in (address, f"{address}/", f"{address}/step-00000006"):
         model, config = load_model(place)
-        assert config == small(*STEPS)
+        assert config == small(*SIX)
         assert all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
     assert checkpoint.find(address) == f"{address}/step-00000006"
     fs = fsspec.filesystem("s3")
     fs.pipe_file(f"{address}/step-00000006/model.safetensors", b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"step-00000006/model.safetensors is missing or damaged"):
         load_model(f"{address}/step-00000006")
-    older = load_model(f"{whole}/checkpoints/step-00000004")[0].state_dict()
+    older = load_model(f"{six_steps}/checkpoints/step-00000004")[0].state_dict()
     assert all(torch.equal(older[name], tensor) for name, tensor in load_model(address)[0].state_dict().items())
     with pytest.raises(CheckpointError, match=r"s3://\S+/nothing holds no committed checkpoint"):
         load_model(f"{address}/nothing")
@@ -212,11 +203,11 @@ def test_a_model_is_read_from_the_store(whole: Path, address: str, tmp_path: Pat
     assert (tmp_path / "pe.sdf").read_text().count("$$$$") == 1
 
 
-def test_a_second_phase_starts_from_the_store(shards: str, whole: Path, address: str, tmp_path: Path) -> None:
-    uploaded(address, whole / "checkpoints" / "step-00000006")
+def test_a_second_phase_starts_from_the_store(shards: str, six_steps: Path, address: str, tmp_path: Path) -> None:
+    uploaded(address, six_steps / "checkpoints" / "step-00000006")
     words = ("--recipe", "polyconfm_tiny", "--shards", shards, "--out", tmp_path / "run", "--init-from", address, *SMALL)
     assert command(pretrain.app, *words, "train.num_steps=1", "objective.phase=orientation") == 0
-    first, second = (load_model(place)[0].state_dict() for place in (whole, tmp_path / "run"))
+    first, second = (load_model(place)[0].state_dict() for place in (six_steps, tmp_path / "run"))
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items() if not name.startswith("orientation_head."))
 
 
@@ -245,11 +236,11 @@ def test_what_was_overtaken_is_left_out_but_not_what_is_kept_for_ever(tmp_path: 
     assert uploads.holds() == set()
 
 
-def test_another_disk_serves_as_a_store(shards: str, whole: Path, tmp_path: Path) -> None:
+def test_another_disk_serves_as_a_store(shards: str, six_steps: Path, tmp_path: Path) -> None:
     address = f"file://{tmp_path}/other-disk"
-    train(small(*STEPS, f"train.checkpoint_store={address}"), tmp_path / "run", shards)
-    assert CheckpointStore(address).committed() == ["step-00000004", "step-00000006"]
+    train(small(*SIX, f"train.checkpoint_store={address}"), tmp_path / "run", shards)
+    assert CheckpointStore(address).names() == ["step-00000004", "step-00000006"]
     shutil.rmtree(tmp_path / "run")
-    assert train(small(*STEPS, f"train.checkpoint_store={address}"), tmp_path / "run", shards).train_loss is None
+    assert train(small(*SIX, f"train.checkpoint_store={address}"), tmp_path / "run", shards).train_loss is None
     with pytest.raises(ConfigError, match=r"checkpoint_store 'backup' is no address; write s3://bucket/prefix, or file:///folder"):
         small("train.checkpoint_store=backup")

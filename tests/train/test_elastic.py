@@ -19,7 +19,7 @@ from foundation.train import checkpoint, loop
 from foundation.train.health import StopRequest
 from foundation.train.loop import train
 from foundation.train.snapshot import step_name
-from tests.train.conftest import command, curve, environment, losses, small, torchrun
+from tests.train.conftest import Pair, command, curve, environment, losses, small, torchrun
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 TOLERANCE = 1e-4
@@ -166,21 +166,9 @@ def test_two_one_four_and_two_ranks_in_one_run_folder_keep_the_order_and_the_cur
 def test_a_disk_that_stays_full_ends_every_rank_in_one_sentence(shards: str, tmp_path: Path) -> None:
     """Only rank 0 writes, and all ranks leave with exit code 2 and the same words, two failures after the last good checkpoint."""
     words = command(shards, tmp_path / "run", *ELASTIC, "train.max_failed_checkpoints=1", "train.async_checkpoint=false")[2:]
-    program = [sys.executable, "-m", "tests.train.elastic_ranks", str(tmp_path), "4", "full", "--", *words]
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": torchrun(2)[-1].partition("=")[2]}
-    ranks = [
-        subprocess.Popen(
-            program, env=environment() | meeting | {"RANK": str(rank)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=500)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [2, 2], said
-    sentences = [next(line for line in text.splitlines() if line.startswith("error: ")) for text in said]
+    ranks = Pair([["-m", "tests.train.elastic_ranks", str(tmp_path), "4", "full", "--", *words]] * 2, tmp_path)
+    assert ranks.ends(timeout_sec=500) == [2, 2], ranks.said()
+    sentences = [next(line for line in log.read_text().splitlines() if line.startswith("error: ")) for log in ranks.logs]
     assert sentences[0] == sentences[1]
     assert "2 checkpoints in a row could not be written" in sentences[0]
     assert "No space left on device" in sentences[0]

@@ -197,11 +197,14 @@ def test_native_keys_are_merged_last() -> None:
     assert merged["gradient_accumulation_steps"] == 1
 
 
-def test_training_on_cpu_uses_reproducible_algorithms_and_gives_them_back() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
+def test_training_on_cpu_uses_reproducible_algorithms_and_gives_them_back(ranks: Ranks) -> None:
+    before, linear = torch.are_deterministic_algorithms_enabled(), torch.nn.functional.linear
     with reproducible(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled()
+        make(config_of(3), ranks)
+        assert torch.nn.functional.linear is not linear, "DeepSpeed's own, which would stay"
     assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.nn.functional.linear is linear
 
 
 def test_ranks_without_a_meeting_place_and_of_another_size_are_refused(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

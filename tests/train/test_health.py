@@ -6,13 +6,11 @@ import json
 import math
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,54 +24,9 @@ from foundation.train.engine import Engine, Forward
 from foundation.train.health import SpikeRule, StopRequest, check_same_everywhere
 from foundation.train.ranks import Ranks, group_timeout
 from foundation.train.watchdog import EXIT_HANG, Beat
-from tests.train.conftest import command, environment, losses, small
+from tests.train.conftest import Pair, command, losses, small
 
 ENDLESS = ("train.num_steps=5000", "train.checkpoint_every=5000", "train.num_val_batches=0", "train.micro_batches_per_step=2")
-
-
-class Pair:
-    """Two ranks of one training, each a process of its own, as any launcher starts them."""
-
-    def __init__(self, arguments: list[list[str]], folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-        self.logs = [folder / f"rank{rank}.log" for rank in range(2)]
-        self.processes = []
-        for rank in range(2):
-            with self.logs[rank].open("w") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, *arguments[rank]],
-                        env=environment() | meeting | {"RANK": str(rank), "LOCAL_RANK": "0"},
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-
-    def said(self) -> str:
-        return "\n".join(log.read_text() for log in self.logs)
-
-    def ends(self) -> list[int]:
-        """Exit codes; nothing is left behind."""
-        try:
-            return [process.wait(timeout=120) for process in self.processes]
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        for process in self.processes:
-            with suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-
-    def wait_for_steps(self, out: Path, count: int) -> None:
-        until = time.monotonic() + 120
-        while len(read_metrics(out / "metrics.jsonl")) < count:
-            if time.monotonic() > until or any(process.poll() is not None for process in self.processes):
-                self.kill()
-                raise AssertionError(self.said()[-6000:])
-            time.sleep(0.02)
 
 
 # ------------------------------------------------------------------------------------------------------------------ not finite

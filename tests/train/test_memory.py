@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from benchmarks.memory import saved_bytes
 from foundation.batch import Batch
 from foundation.data.collate import collate, featurise
 from foundation.data.order import MicroBatch, Order
@@ -35,21 +36,6 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor | None]:
     return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-def saved_bytes(model: torch.nn.Module, batch: Batch) -> tuple[int, LossOut]:
-    """Bytes that the backward pass will find kept, weights not counted, and the loss."""
-    kept: dict[int, int] = {}
-    mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in mine:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model.loss(batch, rng(3))
-    return sum(kept.values()), out
-
-
 # ---------------------------------------------------------------------------------------------------------- layers computed twice
 
 
@@ -59,7 +45,7 @@ def test_layers_computed_twice_give_the_same_gradient_to_the_last_bit_from_far_l
     plain, twice = model_of(*heads, width=64), model_of(*heads, width=64)
     assert recompute_activations(twice) == sum(getattr(type(part), "recomputable", False) for part in plain.modules())
     assert sum(isinstance(part, Block) for part in plain.modules()) >= 8
-    (much, expected), (little, out) = saved_bytes(plain, batch), saved_bytes(twice, batch)
+    (much, expected), (little, out) = saved_bytes(plain, batch, rng(3)), saved_bytes(twice, batch, rng(3))
     assert torch.equal(out.loss, expected.loss)
     out.loss.backward()
     expected.loss.backward()

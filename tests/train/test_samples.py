@@ -14,20 +14,12 @@ from foundation.objectives.polyconfm.model import PolyConFM
 from foundation.track.mirror import pieces, records
 from foundation.track.tracker import read_metrics
 from foundation.train.loop import train
-from tests.train.conftest import curve, small
-from tests.train.test_ranks import STEPS, job, train_on_two_ranks
+from tests.train.conftest import FOUR, curve, small
+from tests.train.test_ranks import job, train_on_two_ranks
 
 SAMPLES = ("track.samples_every=2", "track.sample_units=4", "track.sample_psmiles=*CCO*")
 NAMES = ["step-00000002", "step-00000004"]
 FILES = ("model", "ema", "optimizer")
-
-
-@pytest.fixture(scope="module")
-def plain(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without samples."""
-    out = tmp_path_factory.mktemp("plain") / "run"
-    train(small(*STEPS), out, shards)
-    return out
 
 
 def weights(run: Path) -> list[bytes]:
@@ -35,13 +27,13 @@ def weights(run: Path) -> list[bytes]:
 
 
 def test_training_is_the_same_to_the_last_bit_and_the_molecules_reach_wandb(
-    shards: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: str, four_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     out = tmp_path / "run"
-    train(small(*STEPS, *SAMPLES, "track.wandb=true"), out, shards)
-    assert curve(out) == curve(plain)
-    assert weights(out) == weights(plain)
+    train(small(*FOUR, *SAMPLES, "track.wandb=true"), out, shards)
+    assert curve(out) == curve(four_steps)
+    assert weights(out) == weights(four_steps)
     rows = read_metrics(out / "metrics.jsonl")
     assert [row.get("sample/failed") for row in rows] == [None, 0.0, None, 0.0]
     places = []
@@ -66,7 +58,7 @@ def test_training_is_the_same_to_the_last_bit_and_the_molecules_reach_wandb(
 
 
 def test_a_chain_that_cannot_be_made_is_a_warning(
-    shards: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shards: str, four_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: object) -> None:
         torch.rand(7)  # it has drawn numbers before
@@ -74,16 +66,16 @@ def test_a_chain_that_cannot_be_made_is_a_warning(
 
     monkeypatch.setattr(PolyConFM, "sample", broken)
     with caplog.at_level(logging.WARNING):
-        train(small(*STEPS, *SAMPLES), tmp_path / "run", shards)
+        train(small(*FOUR, *SAMPLES), tmp_path / "run", shards)
     assert "no chain was sampled at step 2 (RuntimeError: index out of range)" in caplog.text
     assert [row.get("sample/failed") for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [None, 1.0, None, 1.0]
-    assert curve(tmp_path / "run") == curve(plain)
+    assert curve(tmp_path / "run") == curve(four_steps)
     assert not (tmp_path / "run" / "samples").exists() or not list((tmp_path / "run" / "samples").iterdir())
 
 
 def test_a_polymer_that_cannot_be_used_ends_the_run_before_it_begins(shards: str, tmp_path: Path) -> None:
     with pytest.raises(PolymerError, match=r"'CCO'"):
-        train(small(*STEPS, *SAMPLES, "track.sample_psmiles=CCO"), tmp_path / "run", shards)
+        train(small(*FOUR, *SAMPLES, "track.sample_psmiles=CCO"), tmp_path / "run", shards)
     assert not (tmp_path / "run").exists()
 
 

@@ -24,24 +24,15 @@ from foundation.train import checkpoint, loop, saver, snapshot
 from foundation.train.checkpoint import load_model
 from foundation.train.loop import train
 from foundation.train.snapshot import TrainState, outdated
-from tests.train.conftest import losses, small
+from tests.train.conftest import SIX, losses, small
 
-STEPS = ("train.num_steps=6", "train.checkpoint_every=2", "train.keep_last=2")
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 @pytest.fixture(scope="module")
-def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of six steps, its checkpoints written beside it."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    train(small(*STEPS), out, shards)
-    return out
-
-
-@pytest.fixture(scope="module")
-def half(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half(six_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run as it was after its first checkpoint that is kept."""
-    return cut(whole, tmp_path_factory.mktemp("half") / "run", 4)
+    return cut(six_steps, tmp_path_factory.mktemp("half") / "run", 4)
 
 
 def cut(run: Path, out: Path, step: int) -> Path:
@@ -67,10 +58,10 @@ def names(run: Path) -> list[str]:
 
 
 def test_the_loop_trains_while_a_checkpoint_is_written_and_the_next_one_waits(
-    shards: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: str, six_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, events = tmp_path / "run", []
-    commit, collect = saver.commit, saver._collect
+    commit, collect = saver.commit, saver.collect
 
     def slow(run: Path, state: TrainState, content: Any) -> Path:
         events.append(f"write {state.step}")
@@ -85,17 +76,17 @@ def test_the_loop_trains_while_a_checkpoint_is_written_and_the_next_one_waits(
         return collect(*arguments)
 
     monkeypatch.setattr(saver, "commit", slow)
-    monkeypatch.setattr(saver, "_collect", noted)
-    train(small(*STEPS, "train.checkpoint_every=3"), out, shards)
+    monkeypatch.setattr(saver, "collect", noted)
+    train(small(*SIX, "train.checkpoint_every=3"), out, shards)
     assert [event for event in events if event != "copy"] == ["write 3", "step 4 is done", "write 6", "step 6 is done"]
     assert events.index("step 4 is done") < [k for k, event in enumerate(events) if event == "copy"][3], "one copy in memory at a time"
-    assert losses(out) == losses(whole)
+    assert losses(out) == losses(six_steps)
 
 
-def test_written_beside_or_in_between_the_bytes_are_the_same(shards: str, whole: Path, tmp_path: Path) -> None:
-    train(small(*STEPS, "train.async_checkpoint=false"), tmp_path / "run", shards)
-    assert same_end(tmp_path / "run", whole)
-    for run in (tmp_path / "run", whole):
+def test_written_beside_or_in_between_the_bytes_are_the_same(shards: str, six_steps: Path, tmp_path: Path) -> None:
+    train(small(*SIX, "train.async_checkpoint=false"), tmp_path / "run", shards)
+    assert same_end(tmp_path / "run", six_steps)
+    for run in (tmp_path / "run", six_steps):
         rows = read_metrics(run / "metrics.jsonl")
         assert [row["step"] for row in rows if "train/checkpoint_blocked_sec" in row] == [3, 5]
         assert all(row["train/checkpoint_blocked_sec"] > 0 for row in rows if row["step"] in (3, 5))
@@ -141,7 +132,7 @@ def test_older_checkpoints_go_only_after_the_new_one_is_whole(
         remove(folder)
 
     monkeypatch.setattr(snapshot, "remove", checked)
-    train(small(*STEPS, "train.keep_last=1"), out, shards)
+    train(small(*SIX, "train.keep_last=1"), out, shards)
     assert ("step-00000004", "step-00000006") in seen
     assert all(gone < newest for gone, newest in seen)
 
@@ -164,11 +155,11 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
 
 def test_one_write_that_fails_is_said_and_counted_and_training_goes_on(
-    shards: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shards: str, six_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse(monkeypatch, 4)
-    train(small(*STEPS, "train.max_failed_checkpoints=1"), tmp_path / "run", shards)
-    assert same_end(tmp_path / "run", whole)
+    train(small(*SIX, "train.max_failed_checkpoints=1"), tmp_path / "run", shards)
+    assert same_end(tmp_path / "run", six_steps)
     said = [record.message for record in caplog.records if "was not written" in record.message]
     assert len(said) == 1
     assert "the checkpoint of step 4 was not written: " in said[0]
@@ -178,10 +169,10 @@ def test_one_write_that_fails_is_said_and_counted_and_training_goes_on(
 
 
 def test_too_many_in_a_row_stop_the_run_and_it_goes_on_from_the_last_good_one(
-    shards: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: str, six_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(monkeypatch, 3, 4)
-    config = small(*STEPS, "train.checkpoint_every=1", "train.max_failed_checkpoints=1", "train.async_checkpoint=false")
+    config = small(*SIX, "train.checkpoint_every=1", "train.max_failed_checkpoints=1", "train.async_checkpoint=false")
     sentence = (
         r"2 checkpoints in a row could not be written, at most train.max_failed_checkpoints=1 are allowed: .*model.safetensors cannot be"
         r" written \(No space left on device\); .*step-00000002 stays the newest checkpoint, free or mend the disk, then the same command"
@@ -192,16 +183,16 @@ def test_too_many_in_a_row_stop_the_run_and_it_goes_on_from_the_last_good_one(
     checkpoint.verify(checkpoint.find(tmp_path / "run"))  # type: ignore[arg-type]
     monkeypatch.undo()
     train(config, tmp_path / "run", shards)
-    assert losses(tmp_path / "run") == losses(whole)
+    assert losses(tmp_path / "run") == losses(six_steps)
 
 
-def test_the_last_checkpoint_must_be_written(shards: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_checkpoint_must_be_written(shards: str, six_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, 6)
     with pytest.raises(CheckpointError, match=r"No space left on device.*step-00000004 stays the newest checkpoint, free or mend the disk"):
-        train(small(*STEPS), tmp_path / "run", shards)
+        train(small(*SIX), tmp_path / "run", shards)
     monkeypatch.undo()
-    train(small(*STEPS), tmp_path / "run", shards)
-    assert same_end(tmp_path / "run", whole)
+    train(small(*SIX), tmp_path / "run", shards)
+    assert same_end(tmp_path / "run", six_steps)
 
 
 @pytest.mark.parametrize("kind", ["tensors", "text"])
@@ -231,7 +222,7 @@ def test_a_defect_of_the_writing_thread_ends_the_run_as_itself(
 
     monkeypatch.setattr(snapshot, "write", broken)
     with pytest.raises(ZeroDivisionError, match="a mistake of ours"):
-        train(small(*STEPS), Path(shutil.copytree(half, tmp_path / "run")), shards)
+        train(small(*SIX), Path(shutil.copytree(half, tmp_path / "run")), shards)
 
 
 # real disks
@@ -269,10 +260,10 @@ def test_lines_of_metrics_wait_in_memory_while_the_disk_is_full(disk: Path, capl
 
 
 def test_a_disk_that_is_full_and_one_that_is_read_only(
-    disk: Path, shards: str, half: Path, whole: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    disk: Path, shards: str, half: Path, six_steps: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, ballast = Path(shutil.copytree(half, disk / "run")), disk / "ballast"
-    config = small(*STEPS, "train.checkpoint_every=5")
+    config = small(*SIX, "train.checkpoint_every=5")
 
     class Filling(loop.Tracker):
         def log(self, step: int, metrics: Any) -> None:
@@ -288,11 +279,11 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\)"):
-        train(small(*STEPS), out, shards)
+        train(small(*SIX), out, shards)
     load_model(out)
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    train(small(*STEPS), out, shards)
-    assert same_end(out, whole)
+    train(small(*SIX), out, shards)
+    assert same_end(out, six_steps)
 
 
 # cut off at every point
@@ -332,9 +323,9 @@ def commit_until(run: Path, work: Callable[[], None], last: int) -> int | None:
     return None if code == 0 else last
 
 
-def test_cut_off_at_every_point_of_a_write_the_run_goes_on_bit_for_bit(shards: str, half: Path, whole: Path, tmp_path: Path) -> None:
-    end = of_checkpoint(whole)[1]
-    state = checkpoint.read_state(checkpoint.committed(whole)[-1])
+def test_cut_off_at_every_point_of_a_write_the_run_goes_on_bit_for_bit(shards: str, half: Path, six_steps: Path, tmp_path: Path) -> None:
+    end = of_checkpoint(six_steps)[1]
+    state = checkpoint.read_state(checkpoint.committed(six_steps)[-1])
 
     def work(run: Path) -> None:
         saver.commit(run, state, end)
@@ -348,7 +339,7 @@ def test_cut_off_at_every_point_of_a_write_the_run_goes_on_bit_for_bit(shards: s
         cut_off = commit_until(run, lambda run=run: work(run), points)  # type: ignore[misc]
         newest = checkpoint.newest_good(run, None, lambda state: None)
         assert newest is not None
-        reference = (half if newest.name == "step-00000004" else whole) / "checkpoints" / newest.name
+        reference = (half if newest.name == "step-00000004" else six_steps) / "checkpoints" / newest.name
         assert {path.name: path.read_bytes() for path in newest.iterdir()} == {p.name: p.read_bytes() for p in reference.iterdir()}
         files = sorted(str(path.relative_to(run / "checkpoints")) for path in (run / "checkpoints").rglob("*") if path.is_file())
         if outcomes.setdefault((newest.name, *files), run) is not run:
@@ -359,10 +350,10 @@ def test_cut_off_at_every_point_of_a_write_the_run_goes_on_bit_for_bit(shards: s
     assert points > 30, "every call on the file system is a point"
     assert {outcome[0] for outcome in outcomes} == {"step-00000004", "step-00000006"}
     for left in [*list(outcomes.values())[::16], run]:  # all hold one of two checkpoints, bit for bit; what else lies there differs
-        train(small(*STEPS), left, shards)
-        assert same_end(left, whole), names(left)
+        train(small(*SIX), left, shards)
+        assert same_end(left, six_steps), names(left)
 
 
-def test_the_newest_is_named_for_people(whole: Path) -> None:
-    assert (whole / "checkpoints" / "latest").read_text() == "step-00000006\n"
-    assert json.loads((whole / "checkpoints" / "step-00000006" / "COMMITTED").read_text()).keys() == {*TENSORS, "state.json"}
+def test_the_newest_is_named_for_people(six_steps: Path) -> None:
+    assert (six_steps / "checkpoints" / "latest").read_text() == "step-00000006\n"
+    assert json.loads((six_steps / "checkpoints" / "step-00000006" / "COMMITTED").read_text()).keys() == {*TENSORS, "state.json"}
