@@ -21,7 +21,7 @@ class ShapeError(InputError):
 
 def short(value: object) -> str:
     """A value of a file or a command line, as it may stand in a sentence."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 2**63 else f"of {value.bit_length()} bits"  # repr refuses huge ones
+    text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
