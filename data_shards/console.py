@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from data_shards.errors import InputError
 
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 2, 3
+EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 3
 
 
 class Resumable(Exception):
     """The work was stopped on purpose and the same command continues it."""
+
+
+_at_once = False
+
+
+def leave_at_once() -> None:
+    """Tell run to leave without taking the interpreter down in order, for threads of a library may be in the middle of something.
+
+    Files are closed and buffers written by then: only atexit handlers and destructors are left out.
+    """
+    global _at_once
+    _at_once = True
 
 
 def run(app: Callable[..., Any]) -> None:
@@ -27,7 +41,21 @@ def run(app: Callable[..., Any]) -> None:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from None
+        _leave(EXIT_BAD_INPUT)
     except Resumable as stop:
         print(f"stopped: {stop}", file=sys.stderr)
-        raise SystemExit(EXIT_RESUMABLE) from None
+        _leave(EXIT_RESUMABLE)
+    except Exception:
+        if not _at_once:
+            raise
+        traceback.print_exc()
+        _leave(EXIT_FAULT)
+
+
+def _leave(code: int) -> NoReturn:
+    if not _at_once:
+        raise SystemExit(code) from None
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

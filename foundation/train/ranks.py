@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from data_shards.console import leave_at_once
 from foundation.errors import CheckpointError, InputError
 
 T = TypeVar("T")
@@ -110,7 +111,12 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # A group of one stays for the next run of this process: deepspeed keeps references to the first group that it sees. After an
-        # error the other ranks may be inside a collective: leaving without a word lets the launcher see the exit code.
-        if self.started_here and error is None and self.world_size > 1:
+        # A group of one stays for the next run of this process: deepspeed keeps references to the first group that it sees.
+        if not self.started_here or self.world_size == 1:
+            return
+        if error is None:
             dist.destroy_process_group()
+        else:
+            # The other ranks may be inside a collective, for which ending the group would wait. Left alone, gloo's threads may still be
+            # giving back tensors, and C++ aborts the process if Python ends beneath them: exit code -6 instead of the right one.
+            leave_at_once()

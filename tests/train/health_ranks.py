@@ -1,11 +1,13 @@
 """Program of tests/train/test_health.py: what one of several ranks does.
 
 health_ranks stages FILE      two ranks, every ZeRO stage: a loss that is NaN on rank 1 alone, its gradient finite; writes what came of it
+health_ranks fail NAME          both ranks raise an error named NAME after a collective
 health_ranks pretrain ...     foundation.pretrain with the slow imports done beforehand, so that a short hang_timeout_sec measures training
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 
 from data_shards.console import run
+from foundation.errors import InputError
 from foundation.objectives.base import LossOut
 from foundation.train.engine import Engine
 from foundation.train.ranks import Ranks
@@ -52,10 +55,20 @@ def stages(path: Path) -> None:
     path.with_suffix(f".{rank}").write_text(json.dumps(found))
 
 
+def fail(error: type[Exception]) -> None:
+    """Both ranks fail at once, right after a collective, whose last tensors gloo's threads may still be giving back."""
+    atexit.register(print, "the interpreter was taken down")
+    with Ranks.start(int(os.environ["RANK"]), 2) as ranks:
+        ranks.gather("word")
+        raise error("a sentence")
+
+
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "stages":
         stages(Path(rest[0]))
+    elif verb == "fail":
+        run(lambda: fail(InputError if rest[0] == "InputError" else ZeroDivisionError))
     else:
         from foundation.pretrain import app
         from foundation.train.engine import _import_deepspeed

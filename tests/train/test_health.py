@@ -301,6 +301,15 @@ def test_a_rank_that_differs_stops_everyone_before_the_first_step(shards: str, o
     assert not (out / "metrics.jsonl").exists()
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize(("error", "code", "said"), [("InputError", 2, "error: a sentence"), ("ZeroDivisionError", 1, "Traceback")])
+def test_ranks_that_fail_leave_before_python_ends_beneath_gloo(tmp_path: Path, error: str, code: int, said: str) -> None:
+    pair = Pair([["-m", "tests.train.health_ranks", "fail", error]] * 2, tmp_path)
+    assert pair.ends() == [code, code], pair.said()
+    assert pair.said().count(said) == 2
+    assert "the interpreter was taken down" not in pair.said()
+
+
 def test_the_defaults_of_the_rules(shards: str) -> None:
     """Off by default: a rule that skips steps is chosen, not met."""
     config: RunConfig = small()
