@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,8 @@ class Polymer:
 
 FETTERS = "Fetters et al., Macromolecules 27 (1994) 4639, from <R^2>/M with C-C 1.53, C-O 1.43, Si-O 1.64 angstrom"
 FLORY = "Flory, Statistical Mechanics of Chain Molecules (1969), table II-1"
-POLYMERS = (
+REAL = (
     Polymer("polyethylene", "*C*", 100, (6.7, 7.5), f"7.5 at 413 K: {FETTERS}; 6.7 at 413 K: {FLORY}"),
-    Polymer("polyethylene, ideal", "*C*", 100, (6.7, 7.5), "as polyethylene", far_repulsion=False),
     Polymer("poly(ethylene oxide)", "*CCO*", 33, (4.0, 5.5), f"5.5 at 353 K: {FETTERS}; 4.0 at 313 K: {FLORY}"),
     Polymer(
         "polydimethylsiloxane",
@@ -64,6 +63,10 @@ POLYMERS = (
     Polymer("polypropylene, atactic", "*CC(*)C", 40, (5.5, 6.0), f"6.0: {FETTERS}; 5.5 at 408 K: {FLORY}"),
     Polymer("polystyrene, atactic", "*CC(*)c1ccccc1", 25, (9.6, 10.0), f"9.6 at 413 K: {FETTERS}; 10.0: {FLORY}"),
     Polymer("poly(methyl methacrylate), atactic", "*CC(*)(C)C(=O)OC", 25, (6.9, 9.1), f"9.1 at 413 K: {FETTERS}; 6.9: {FLORY}"),
+)
+# without the repulsion between far atoms, which swells a chain: what the force field itself says of the unperturbed chain
+POLYMERS = tuple(
+    polymer for real in REAL for polymer in (real, replace(real, name=f"{real.name}, ideal", source=f"as {real.name}", far_repulsion=False))
 )
 app = typer.Typer(add_completion=False, help=__doc__)
 

@@ -29,7 +29,7 @@ from data_shards.errors import InputError, PolymerError
 
 CANDIDATES = ((12, 1.0), (36, 1.0), (128, 4.0))  # drawn one batch after the other until one fits; how far dihedrals are flattened
 MAX_TAKE_BACK_POWER = 7  # dead ends at the same length take back 1, 1, 2, 2, 4 ... 128 units
-MAX_DEAD_ENDS_PER_UNIT = 10
+MAX_DEAD_ENDS_PER_UNIT = 30
 MIN_DEAD_ENDS = 150
 CLASH_MARGIN_ANG = 0.02  # so that rounding to float32 does not make a clash
 SOFT_CONTACT = 1.25  # contacts are felt below this multiple of the clash distance

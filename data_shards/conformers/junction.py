@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
@@ -25,6 +25,7 @@ NUM_BINS = 360
 DOUBLE_BOND_SPREAD_RAD = float(np.deg2rad(6.0))
 MAX_RING = 7
 MODEL_UNITS, MODEL_SEED = 6, 7
+HALOGENS = (9, 17, 35, 53)
 MODEL_STARTS = 6  # embeddings, of which the scan starts from the lowest: a gauche neighbour would tilt the whole profile
 
 
@@ -96,7 +97,7 @@ def _model(unit: RepeatUnit, s: int, t: int) -> tuple[Chem.Mol, tuple[int, int, 
     _, nbr0, nbr1, _ = topology.key_atoms.tolist()
     a, d = topology.link_atoms.tolist()
     middle = [int(rows[0, nbr1]), int(rows[1, nbr0])]
-    piece = cut_out(chain, _model_atoms(chain, middle))
+    piece = _halogen_caps(chain, cut_out(chain, _model_atoms(chain, middle)))
     mark_double_bonds(piece.mol, {}, unit.mol, backbone_of(piece))
     for row, slot, sign in ((rows[0], nbr1, s), (rows[1], nbr0, t)):
         if sign:
@@ -113,6 +114,20 @@ def _model_atoms(chain: Chem.Mol, middle: list[int]) -> set[int]:
             atoms |= {other.GetIdx()} | {k.GetIdx() for k in other.GetNeighbors() if k.GetDegree() == 1}
     rings = [set(ring) for ring in chain.GetRingInfo().AtomRings() if len(ring) <= MAX_RING and set(ring) & set(middle)]
     return close_over(chain, atoms.union(*rings))
+
+
+def _halogen_caps(chain: Chem.Mol, piece: Piece) -> Piece:
+    """An atom that has halogens and no hydrogen is capped with its halogen where it was cut: CHF2 turns otherwise than CF3."""
+    mol = Chem.RWMol(piece.mol)
+    for atom, place in piece.index.items():
+        around = chain.GetAtomWithIdx(atom).GetNeighbors()
+        halogens = [neighbour.GetAtomicNum() for neighbour in around if neighbour.GetAtomicNum() in HALOGENS]
+        if halogens and not chain.GetAtomWithIdx(atom).GetTotalNumHs():
+            for neighbour in mol.GetAtomWithIdx(place).GetNeighbors():
+                if neighbour.GetAtomicNum() == 1:
+                    neighbour.SetAtomicNum(halogens[0])
+    Chem.SanitizeMol(mol)
+    return replace(piece, mol=mol.GetMol())
 
 
 def _write_sign(topology: UnitTopology, piece: Piece, row: NDArray[np.int64], slot: int, sign: int) -> None:

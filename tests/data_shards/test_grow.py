@@ -186,7 +186,7 @@ def test_steps_cost_the_same_however_long_the_chain() -> None:
 def test_a_chain_that_cannot_avoid_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     unit, library = prepared("*CC*")
     monkeypatch.setattr(grow._Growth, "_contact_weights", lambda self, x, near: np.full(len(x), float(near.tree.n == 0)))
-    with pytest.raises(PolymerError, match=r"stopped at unit 1 of 8 after 150 dead ends; ask for a shorter chain") as caught:
+    with pytest.raises(PolymerError, match=r"stopped at unit 1 of 8 after 240 dead ends; ask for a shorter chain") as caught:
         grow_chain(unit, 8, num_conformations=1, library=library)
     assert caught.value.reason == "no-self-avoiding-chain"
 
@@ -364,3 +364,15 @@ def test_all_walkers_turn_as_one_does() -> None:
         turned = thermal._turn_all(unit.reference_ang, part, angles)
         for x, start, angle in zip(turned, unit.reference_ang, angles, strict=True):
             np.testing.assert_allclose(x, turn(start, *rotor, float(angle))[part.moved], atol=1e-10)
+
+
+def test_junctions_of_halogenated_atoms_are_scanned_without_hydrogen() -> None:
+    """With hydrogen in place of the chain a model of PTFE is CHF2CF2CF2CHF2, gauche nine times in ten, and no long chain can be grown."""
+    model, dihedral = junction._model(build_unit("*C(*)(F)F"), 0, 0)
+    assert Chem.MolToSmiles(Chem.RemoveHs(model)) == "FC(F)(F)C(F)(F)C(F)(F)C(F)(F)F"
+    assert [model.GetAtomWithIdx(atom).GetAtomicNum() for atom in dihedral] == [6, 6, 6, 6]
+    for psmiles, atoms in (("*CC(*)Cl", {1, 6, 17}), ("*CC(*)(F)F", {1, 6, 9})):
+        model, _ = junction._model(build_unit(psmiles), 0, 0)
+        assert {atom.GetAtomicNum() for atom in model.GetAtoms()} == atoms
+    grown = grow_chain(build_unit("*C(*)(F)F"), 100, num_conformations=3, seed=1)
+    assert max(grown.info["dead_ends"]) < 2500
