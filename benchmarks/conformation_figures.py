@@ -64,7 +64,7 @@ def _characteristic_ratios(found: dict[str, Any], folder: Path) -> None:
         axis.set_xlim(0, 0.13)
         axis.set_ylim(0, None)
         axis.tick_params(labelsize=8)
-        axis.legend(fontsize=6, loc="lower left")
+    axes[0].legend(fontsize=7, loc="upper right")  # beyond the curves; the other panels have the same colours
     _save(figure, folder / "conformations-size.png")
 
 
