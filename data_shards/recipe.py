@@ -33,7 +33,9 @@ class MdSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    environment: Literal["theta", "vacuum"] = Field("theta", description="theta: unperturbed, as in a melt; vacuum: every interaction")
+    environment: Literal["theta", "vacuum"] = Field(
+        "theta", description="theta: near neighbours along the chain in full, far atoms repel; vacuum: all"
+    )
     reach_bonds: int = Field(4, ge=1, le=1_000, description="theta: bonds along the backbone within which atoms interact in full")
     far_repulsion: bool = Field(True, description="theta: atoms beyond the reach repel each other; false: an ideal chain, which may cross")
     temperature_kelvin: float = Field(400.0, gt=0, le=2_000, description="temperature of the conformations")
