@@ -11,7 +11,7 @@ from foundation.objectives.polyconfm.config import PolyConFMConfig
 
 
 def polyconfm_tiny() -> RunConfig:
-    """About 1.5 M parameters: the demo, tests, a laptop."""
+    """About 1.4 M parameters: the demo, tests, a laptop."""
     return RunConfig(
         recipe="polyconfm_tiny",
         objective=PolyConFMConfig.tiny(),

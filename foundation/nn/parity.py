@@ -113,19 +113,23 @@ class GradedMLP(nn.Module):
 
 
 class OddReadout(nn.Module):
-    """One pseudoscalar from graded features: (...,), zero at the start of training."""
+    """One pseudoscalar from graded features: (...,), zero at the start of training. The odd half of a GradedMLP, all that it needs."""
 
     recomputable = True
 
     def __init__(self, source: Width, width: Width) -> None:
         super().__init__()
-        self.mix = GradedMLP(source, width, expand=2)
-        self.norm = GradedNorm(width)
+        hidden = 2 * width.odd
+        self.odd_in = nn.Linear(source.odd, hidden, bias=False)
+        self.gate = nn.Linear(source.even, hidden)
+        self.odd_out = nn.Linear(hidden, width.odd, bias=False)
+        self.norm = nn.RMSNorm(width.odd, eps=1e-2)
         self.out = nn.Linear(width.odd, 1, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Graded) -> Tensor:
-        return self.out(self.norm(self.mix(x)).odd)[..., 0]
+        odd = self.odd_out(self.odd_in(x.odd) * F.silu(self.gate(x.even)))
+        return self.out(self.norm(odd.to(self.norm.weight.dtype)))[..., 0]
 
 
 def rotary(x: Tensor, position: Tensor) -> Tensor:
@@ -178,7 +182,7 @@ class Block(nn.Module):
     """Pre-norm transformer block; with a condition its norms are modulated and its branches gated (adaLN-Zero).
 
     Source: Peebles and Xie, DiT, arXiv 2212.09748, section 3.2. Differs: graded; odd features are scaled by even ones and
-    shifted by odd ones.
+    shifted by odd ones, unless the condition has none (odd width 0).
     """
 
     recomputable = True  # train.activation_checkpointing
@@ -192,8 +196,8 @@ class Block(nn.Module):
         self.width = width
         if condition is not None:
             self.scale_even = nn.Linear(condition.even, 6 * width.even + 4 * width.odd)
-            self.shift_odd = nn.Linear(condition.odd, 2 * width.odd, bias=False)
-            for parameter in (self.scale_even.weight, self.scale_even.bias, self.shift_odd.weight):
+            self.shift_odd = nn.Linear(condition.odd, 2 * width.odd, bias=False) if condition.odd else None
+            for parameter in (*self.scale_even.parameters(), *(self.shift_odd.parameters() if self.shift_odd else ())):
                 nn.init.zeros_(parameter)
         self.conditioned = condition is not None
 
@@ -204,7 +208,7 @@ class Block(nn.Module):
             return x + self.mlp(self.norm_mlp(x))
         even, odd = self.width
         scales = self.scale_even(F.silu(condition.even)).split([even] * 6 + [odd] * 4, -1)
-        shift_1, shift_2 = self.shift_odd(condition.odd).chunk(2, -1)
+        shift_1, shift_2 = (0.0, 0.0) if self.shift_odd is None else self.shift_odd(condition.odd).chunk(2, -1)
         h = self.norm_attention(x)
         h = Graded(h.even * (1 + scales[0]) + scales[1], h.odd * (1 + scales[6]) + shift_1)
         h = self.attention(h, bias, position)

@@ -70,7 +70,7 @@ class PolyConFMConfig(BaseModel):
 
     @classmethod
     def tiny(cls) -> Self:
-        """About 1.5 M parameters: demo and tests."""
+        """About 1.4 M parameters: demo and tests."""
         return cls()
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class TorsionalHead(nn.Module):
             (M, T), zero in the padding.
         """
         h, bias = self.geometry(x_ang, view.handedness, view.atoms, view.classes, view.mask)
-        level = self.noise((sigma_rad / self.sigma_min).log() / torch.log(torch.tensor(self.sigma_max / self.sigma_min)))
+        level = self.noise((sigma_rad / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min))
         given = self.condition(z)
         given = Graded(given.even + level, given.odd)[:, None]
         for block in self.blocks:

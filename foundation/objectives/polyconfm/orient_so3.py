@@ -42,7 +42,7 @@ class SO3Head(nn.Module):
         self.noise = FourierFeatures(width.even)
         self.radial = RadialBasis(num=16, reach_ang=48.0)
         self.pair = nn.Linear(16, config.num_heads)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, Width(width.even, 0)) for _ in range(config.orientation_layers))
         self.norm = GradedNorm(width)
         self.mix = GradedMLP(Width(width.even + extra.even, width.odd + extra.odd), width, expand=2)
         self.out = GradedLinear(width, Width(1 + NUM_AXIAL, 2 + NUM_POLAR), zero=True)
@@ -81,7 +81,8 @@ class SO3Head(nn.Module):
         place = origin.new_zeros(condition.num_chains, width, 3).index_put((row, column), origin)
         bias = self.pair(self.radial(torch.cdist(place, place))).permute(0, 3, 1, 2) + key_bias(dense_mask(condition.chain_ptr, width))
         position = torch.arange(width, device=rot.device)[None].expand(condition.num_chains, -1)
-        given = Graded(self.noise(t)[:, None], h.odd.new_zeros(len(t), 1, h.odd.shape[-1]))
+        level = self.noise(t)[:, None]
+        given = Graded(level, level.new_zeros(len(t), 1, 0))
         for block in self.blocks:
             h = block(h, bias, position, given)
         out = self.out(self.mix(cat(self.norm(h)[row, column], local)))

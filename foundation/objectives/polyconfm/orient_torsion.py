@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class LinkTorsionHead(nn.Module):
         sides = Width(2 * width.even + extra, 2 * width.odd + extra)
         self.join = GradedMLP(sides, width, expand=2)
         self.noise = FourierFeatures(width.even)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, width) for _ in range(config.orientation_layers))
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, Width(width.even, 0)) for _ in range(config.orientation_layers))
         self.norm = GradedNorm(width)
         self.readout = OddReadout(Width(width.even + sides.even, width.odd + sides.odd), width)
 
@@ -63,8 +65,8 @@ class LinkTorsionHead(nn.Module):
         width = int(condition.num_units.max())
         h = Graded(*(t.new_zeros(condition.num_chains, width, t.shape[-1]).index_put((row, column), t) for t in self.join(sides)))
         mask = dense_mask(condition.chain_ptr, width) & (torch.arange(width, device=row.device)[None] < (condition.num_units - 1)[:, None])
-        level = self.noise((sigma_rad / self.sigma_min).log() / torch.log(torch.tensor(self.sigma_max / self.sigma_min)))[:, None]
-        given = Graded(level, h.odd.new_zeros(len(level), 1, h.odd.shape[-1]))
+        level = self.noise((sigma_rad / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min))[:, None]
+        given = Graded(level, level.new_zeros(len(level), 1, 0))
         position = torch.arange(width, device=row.device)[None].expand(condition.num_chains, -1)
         bias = key_bias(mask)
         for block in self.blocks:
