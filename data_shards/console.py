@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ class Resumable(Exception):
     """The work was stopped on purpose and the same command continues it."""
 
 
-_at_once = False
+_at_once = False  # of the process: threads that must not be outlived are the process's too
 
 
 def leave_at_once() -> None:
@@ -45,11 +46,13 @@ def run(app: Callable[..., Any]) -> None:
     except Resumable as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         _leave(EXIT_RESUMABLE)
-    except Exception:
+    except BaseException as error:  # the last frame of the program: whatever ends it must not end Python in order where that would abort
         if not _at_once:
             raise
+        if isinstance(error, SystemExit):
+            _leave(error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_FAULT)
         traceback.print_exc()
-        _leave(EXIT_FAULT)
+        _leave(128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else EXIT_FAULT)
 
 
 def _leave(code: int) -> NoReturn:

@@ -100,3 +100,26 @@ def test_the_check_of_a_change_is_executable(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)
     lines = (ROOT / name).read_text().splitlines()
     assert lines[-2:] == ["make lint", "make test"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("None", 0),
+        ("sys.exit(3)", 3),
+        ("sys.exit('words')", 1),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130),
+        ("raise InputError('a sentence')", 2),
+        ("1 / 0", 1),
+    ],
+)
+def test_leaving_at_once_keeps_the_exit_code_and_runs_no_exit_handler(ending: str, code: int) -> None:
+    """A rank that failed may not take the interpreter down in order (docs/log.md, SIGABRT of a rank that fails)."""
+    program = (
+        "import atexit, os, signal, sys\nfrom data_shards.console import leave_at_once, run\nfrom data_shards.errors import InputError\n"
+        f"atexit.register(print, 'in order')\ndef app():\n    leave_at_once()\n    print('said')\n    {ending}\nrun(app)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.splitlines()[0] == "said"
+    assert ("in order" in ended.stdout) == (ending == "None")

@@ -25,8 +25,8 @@ NUM_BINS = 360
 DOUBLE_BOND_SPREAD_RAD = float(np.deg2rad(6.0))
 MAX_RING = 7
 MODEL_UNITS, MODEL_SEED = 6, 7
-HALOGENS = (9, 17, 35, 53)
 MODEL_STARTS = 6  # embeddings, of which the scan starts from the lowest: a gauche neighbour would tilt the whole profile
+HALOGENS = (9, 17, 35, 53)  # cap a cut atom that carries them and no hydrogen
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Program of tests/train/test_health.py: what one of several ranks does.
 
-health_ranks stages FILE      two ranks, every ZeRO stage: a loss that is NaN on rank 1 alone, its gradient finite; writes what came of it
-health_ranks fail NAME          both ranks raise an error named NAME after a collective
-health_ranks pretrain ...     foundation.pretrain with the slow imports done beforehand, so that a short hang_timeout_sec measures training
+health_ranks stages FILE    two ranks, every ZeRO stage: a loss that is NaN on rank 1 alone, its gradient finite; writes what came of it
+health_ranks fail NAME      both ranks raise an error named NAME after a collective
+health_ranks pretrain ...   foundation.pretrain with the slow imports done beforehand, so that a short hang_timeout_sec measures training
 """
 
 from __future__ import annotations
