@@ -64,8 +64,8 @@ REAL = (
     Polymer("polystyrene, atactic", "*CC(*)c1ccccc1", 25, (9.6, 10.0), f"9.6 at 413 K: {FETTERS}; 10.0: {FLORY}"),
     Polymer("poly(methyl methacrylate), atactic", "*CC(*)(C)C(=O)OC", 25, (6.9, 9.1), f"9.1 at 413 K: {FETTERS}; 6.9: {FLORY}"),
 )
-# also without the repulsion between far atoms, which swells a chain; such chains pass through themselves from five bonds on, so the unperturbed
-# chain lies between the two
+# Also without the repulsion between far atoms, which swells a chain. Such chains pass through themselves from five bonds on: the
+# unperturbed chain lies between the two.
 POLYMERS = tuple(
     polymer for real in REAL for polymer in (real, replace(real, name=f"{real.name}, ideal", source=f"as {real.name}", far_repulsion=False))
 )
