@@ -4,12 +4,14 @@
 # PYTHON       interpreter that creates .venv                  make demo PYTHON=python3.12
 # TORCH_INDEX  package index asked for torch besides PyPI      make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #              (Linux without an NVIDIA GPU: saves several GB of CUDA libraries)
+# PROCESSES    of the tests                                    make test PROCESSES=8
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint format bench drill clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 TORCH_INDEX ?=
+PROCESSES ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 # The stamp's name carries the content of both files: a change of either installs again, a second call does not.
@@ -69,8 +71,8 @@ $(STRUCTURES): $(DEMO)/.trained
 $(DEMO)/eval/results.json: $(DEMO)/.trained
 	$(PY) -m foundation.evaluate --checkpoint $(DEMO)/model --shards $(DEMO)/shards --split test --out $(@D) --overwrite
 
-test: $(STAMP)  ## the default suite: CPU, no network, about ten minutes on two cores
-	$(PY) -m pytest -q -m 'not slow and not gpu'
+test: $(STAMP)  ## the default suite: CPU, no network; PROCESSES=2 at once (tests/conftest.py: which tests share one)
+	$(PY) -m pytest -q -m 'not slow and not gpu' -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the long tests
 	$(PY) -m pytest -q -m 'slow'

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.object_store import address, endpoint, environment, gateway  # noqa: F401 - fixtures
 
@@ -25,6 +28,33 @@ if "RAY_AUTH_MODE" not in os.environ:  # a token for this session; Ray would lea
     ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 for _name, _value in ENVIRONMENT.items():  # before the first import of torch or Ray in any test module
     os.environ.setdefault(_name, _value)
+
+
+class Groups(LoadScopeScheduling):
+    """Which tests share a process when the suite runs in several (make test).
+
+    Files that start several processes or a Ray cluster run one after the other: two at once would starve each other on two cores. The
+    other files of a folder with costly session fixtures stay together, so that those are made once. Everything else goes file by file.
+    """
+
+    SHARED_FOLDERS = ("tests/train", "tests/report")
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        if starts_processes(file):
+            return "processes"
+        folder = file.rpartition("/")[0]
+        return folder if folder in self.SHARED_FOLDERS else file
+
+
+@cache
+def starts_processes(file: str) -> bool:
+    """Whether a test file (path from the root) holds the mark dist."""
+    return "mark.dist" in (ROOT / file).read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
