@@ -267,6 +267,7 @@ def test_torsions_are_those_of_the_boltzmann_integral() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # three minutes of one core that nobody else uses
 def test_butane_has_the_populations_of_a_monte_carlo_walk() -> None:
     """Trans share of butane at 900 K: dynamics at the default step against Metropolis moves, which know no time step."""
     topology, kelvin = build_unit("*C*").topology, 900.0
