@@ -11,10 +11,11 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import objectives
+from benchmarks import loader, objectives, sampling
 from data_shards.mixture import open_mixture
 from foundation.objectives.polyconfm import model as model_file
 from foundation.objectives.polyconfm.model import PolyConFM
+from foundation.sampling.request import read_request
 from tests.polyconfm.chains import batch_of, model_of, rng
 from tests.train.conftest import build_shards
 
@@ -58,3 +59,36 @@ def test_the_benchmark_of_steps_writes_what_it_measured(corpus: str, tmp_path: P
     page = (tmp_path / "throughput.md").read_text()
     assert "## Training steps" in page
     assert "| `polyconfm_tiny` |" in page
+
+
+def test_the_benchmark_of_reading_counts_samples_and_waiting(corpus: str, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "config.json").write_text(json.dumps({"data": {"num_workers": 1}}))
+    rows = [
+        {"step": k, "train/step_sec": 2.0, "train/loader_wait_sec": 0.5 if k > 20 else 2.0, "train/chains_per_sec": 3.0}
+        for k in range(1, 31)
+    ]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(loader.main, "--shards", corpus, "--run", str(run_folder), "--budget", "300", "--workers", "0", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "loader.json").read_text())
+    assert found["run"]["share"] == 0.25
+    assert found["run"]["steps"] == 10
+    assert found["loader"][0]["first_epoch"] > 0
+    assert "waited 25.0%" in (tmp_path / "throughput.md").read_text()
+
+
+def test_the_benchmark_of_sampling_times_outermost_parts_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = model_of("torsional", "torsion").eval()
+    assert isinstance(model, PolyConFM)
+    given = model.config
+    with sampling.stepped(model, {"ar_steps": 2, "local_steps": 2, "orientation_steps": 3}):
+        assert (model.local_head.num_steps, model.orientation_head.num_steps) == (2, 3)
+        made = sampling.generate(model, read_request("*CCO*", 5, "atactic", 0), 2, torch.device("cpu"))
+    assert model.config == given
+    assert (model.local_head.num_steps, model.orientation_head.num_steps) == (given.local_steps, given.orientation_steps)
+    assert "know" not in vars(model)
+    assert made["failed"] == 0
+    assert sum(made["parts"].values()) == pytest.approx(made["seconds"])
+    assert made["parts"]["units"] > 0
+    assert made["parts"]["links"] > 0
