@@ -93,8 +93,8 @@ def section(results: dict[str, Any]) -> str:
     lines = [
         "## Reading",
         "",
-        f"`{results['command']}`, commit {results['commit']}, {results['processor']}. Raw numbers: [loader.json](loader.json). Samples per second "
-        "of the loader alone; a sample is one chain with one conformation, decomposed into unit frames and packed.",
+        f"`{results['command']}`, commit {results['commit']}, {results['processor']}. Raw numbers: [loader.json](loader.json). "
+        "Samples per second of the loader alone; a sample is one chain with one conformation, decomposed into unit frames and packed.",
         "",
         "| reading processes | first epoch, samples/s | second epoch, samples/s | atoms a sample |",
         "|---:|---:|---:|---:|",
