@@ -26,6 +26,7 @@ def main(
     ] = None,
     train_limit: Annotated[int, typer.Option(help="training polymers read for the histogram baseline")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    track: Annotated[bool, typer.Option(help="add the results to the W&B run of the checkpoint's run folder, where it is tracked")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an evaluation that lies in --out")] = False,
 ) -> None:
@@ -42,6 +43,7 @@ def main(
     from foundation.evaluation.protocol import Settings, evaluate, results_of, select
     from foundation.sampling.provenance import provenance, write_json
     from foundation.sampling.run import BATCH_ATOMS, choose_device
+    from foundation.track.attach import attach
     from foundation.train.checkpoint import load_model
 
     where = choose_device(device)
@@ -62,6 +64,8 @@ def main(
     write_json(out / "results.json", results)  # last: its presence says that the evaluation is whole
     table.show(results)
     print(f"results: {out / 'results.json'}, table.md, {', '.join(names)}")
+    if track and attach(checkpoint, out):
+        print("W&B: the run of the checkpoint has the evaluation")
 
 
 def check_folder(out: Path, overwrite: bool) -> None:

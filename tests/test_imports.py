@@ -27,6 +27,7 @@ DOORS = {  # package -> the files and folders that may name it
     "ray": ("data_shards/crew.py", "cluster/"),
     "webdataset": ("data_shards/writer.py", "foundation/data/loader.py"),
     "wandb": ("foundation/track/mirror.py",),
+    "wandb_workspaces": ("foundation/track/dashboard.py",),
     "peft": ("finetune/lora.py",),
     "openmm": ("data_shards/conformers/",),
     "rdkit": ("data_shards/chem/", "data_shards/conformers/", "foundation/sampling/", "foundation/evaluation/", "finetune/design/"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import select
 import shutil
@@ -18,12 +19,12 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foundation.track.metrics import METRICS
+from foundation.track.metrics import METRICS, STEP, Totals, defined_name, listed
 from foundation.track.tracker import FINISH_SEC, RUN_ID, parse_row
 
 POLL_SEC = 0.5
@@ -31,6 +32,7 @@ FLUSH_SEC = 2.0  # how much of W&B's own file a kill may lose; metrics.jsonl has
 INIT_SEC = 10.0  # an online W&B that has not answered by then is mirrored offline
 LOCK, SENT = ".mirror.lock", ".mirrored"  # beside W&B's own files in RUN_FOLDER/wandb
 BLOCK, HEADER = 32_768, b":W&B" + struct.pack("<HB", 0xBEE1, 0)  # a .wandb file is a LevelDB log behind this header
+EVALUATION = "eval/"  # how the names of what an evaluation adds to the summary begin
 WHOLE, LAST = 1, 4  # kinds of fragments; a record of several starts with 2 and goes on with 3
 
 
@@ -62,7 +64,15 @@ class Ending:
         os._exit(1)
 
 
-def mirror(out: Path, mode: str, project: str, came: Callable[[float], bool], ended_well: Callable[[], bool]) -> None:
+def mirror(
+    out: Path,
+    mode: str,
+    project: str,
+    came: Callable[[float], bool],
+    ended_well: Callable[[], bool],
+    at_the_end: Callable[[Any], None] = lambda run: None,
+    patience_sec: float = math.inf,
+) -> None:
     """Follow a run to its end.
 
     Args:
@@ -71,23 +81,38 @@ def mirror(out: Path, mode: str, project: str, came: Callable[[float], bool], en
         project: of W&B.
         came: waits so many seconds for the end of training and says whether it came.
         ended_well: whether training said so itself.
+        at_the_end: gets the W&B run once it has every step (foundation/track/attach.py).
+        patience_sec: how long another mirror of the run is waited for.
+
+    Raises:
+        TimeoutError: the other mirror still works.
     """
-    facts = {name: _object(out / f"{name}.json") for name in ("config", "run")}
+    facts = {name: read_object(out / f"{name}.json") for name in ("config", "run")}
     run_id = str(facts["run"].get("run_id"))
     if not RUN_ID.fullmatch(run_id):
         raise ValueError(f"run_id {run_id!r} in {out / 'run.json'} is not eight hexadecimal digits")
-    with sole_mirror(out / "wandb"):
+    with sole_mirror(out / "wandb", patience_sec):
+        evaluated = evaluation_in(pieces(out, run_id))
         run, first = open_run(out, mode, project, run_id, facts)
         sent = first - 1
+        totals = Totals()
         for row in follow(out / "metrics.jsonl", came):
+            totals.add(row)
             if row["step"] > sent:
-                run.log(content(out, row), step=row["step"])
+                run.log(content(out, row), step=row["step"], commit=True)  # not held back: the summary below comes after it
                 sent = row["step"]
+        run.summary.update({**evaluated, **totals.summary()})  # the summary of a piece takes the place of that of all before it
+        at_the_end(run)
         run.finish(exit_code=0 if ended_well() else 1)
         (out / "wandb" / SENT).write_text(f"{sent}\n")
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is something else.
+    """
     data = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object")
@@ -95,11 +120,19 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def sole_mirror(folder: Path) -> Iterator[None]:
+def sole_mirror(folder: Path, patience_sec: float) -> Iterator[None]:
     """Wait until the mirror of a training that was killed has ended."""
     folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_sec
     with (folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another mirror holds {folder}") from None
+                time.sleep(POLL_SEC)
         yield
 
 
@@ -126,10 +159,22 @@ def content(out: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """What W&B gets of a row: listed numbers, and the chain that was sampled at this step."""
     import wandb
 
-    found = {name: value for name, value in row.items() if name in METRICS and isinstance(value, int | float)}
+    found = {name: value for name, value in row.items() if listed(name) and isinstance(value, int | float)}
+    found[STEP] = row["step"]
     sample = out / "samples" / f"step-{row['step']:08d}.sdf"
     if sample.is_file() and not sample.is_symlink():
         found["sample"] = wandb.Molecule(str(sample), caption=f"step {row['step']}")
+    return found
+
+
+def media(tables: Mapping[str, tuple[list[str], list[list[Any]]]], images: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
+    """W&B's objects of tables (columns, rows) and of images (PNG files by caption), by key. What is empty is left out."""
+    import wandb
+
+    found: dict[str, Any] = {key: wandb.Table(columns=columns, data=rows) for key, (columns, rows) in tables.items() if rows}
+    for key, files in images.items():
+        if files:
+            found[key] = [wandb.Image(str(path), caption=caption) for caption, path in files.items()]
     return found
 
 
@@ -193,7 +238,29 @@ def _init(wandb: Any, out: Path, mode: str, project: str, run_id: str, facts: Ma
     )
     for name in ("config.json", "run.json"):
         found.save(str(out / name), base_path=str(out), policy="now")
+    define(found)
     return found
+
+
+def define(run: Any) -> None:
+    """Tell W&B the axis and the summary of every metric of the table, so that a new workspace draws them as they are meant."""
+    run.define_metric(STEP, hidden=True)
+    for name, metric in METRICS.items():
+        run.define_metric(defined_name(name), step_metric=STEP, summary=metric.summary, hidden=metric.hidden)
+
+
+def default_entity(timeout_sec: float) -> str:
+    """The user or team that the key stands for, asked of the server.
+
+    Raises:
+        ValueError: the key names none.
+    """
+    import wandb
+
+    found = wandb.Api(timeout=math.ceil(timeout_sec)).default_entity
+    if not found:
+        raise ValueError("the key names no user or team")
+    return str(found)
 
 
 # ------------------------------------------------------------------------------------------------- what earlier pieces hold
@@ -218,6 +285,16 @@ def last_step(path: Path) -> int:
         if record.WhichOneof("record_type") == "history":
             last = int(record.history.step.num)
     return last
+
+
+def evaluation_in(paths: Iterable[Path]) -> dict[str, Any]:
+    """What foundation/track/attach.py has added in earlier pieces, the newest of each key."""
+    found = {}
+    for path in paths:
+        for record in records(path):
+            if record.WhichOneof("record_type") == "summary":
+                found |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key.startswith(EVALUATION)}
+    return found
 
 
 def records(path: Path) -> Iterator[Any]:

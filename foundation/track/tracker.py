@@ -92,16 +92,21 @@ def mirror_mode(track: TrackConfig, environment: Mapping[str, str]) -> str | Non
 
 def start_mirror(out: Path, mode: str, project: str) -> subprocess.Popen[bytes]:
     """A process that outlives signals to this one's group, and ends when this one has ended."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    quiet = {"WANDB_MODE": mode, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "PYTHONPATH": path}
     return subprocess.Popen(
         [sys.executable, "-m", "foundation.track.mirror", str(out), mode, project],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        env=os.environ | quiet,
+        env=mirror_environment(mode),
         bufsize=0,
         start_new_session=True,
     )
+
+
+def mirror_environment(mode: str) -> dict[str, str]:
+    """Of a process that talks to W&B: quiet, and able to find this package."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    quiet = {"WANDB_MODE": mode, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "PYTHONPATH": path}
+    return os.environ | quiet
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics.jsonl

@@ -122,7 +122,7 @@ def test_a_run_killed_twice_is_one_run_offline_and_after_its_upload(tmp_path: Pa
         assert list(server.runs) == [RUN_ID]
         same([(row["_step"], row) for row in server.runs[RUN_ID].history], out)
     config = {key: entry["value"] for key, entry in json.loads(server.runs[RUN_ID].facts["config"]).items() if key != "_wandb"}
-    assert config["train"] == {"lr": 0.001}
+    assert config["train"] == {"num_steps": last}
     assert config["run"] == {"run_id": RUN_ID, "commit": "c0ffee+changes", "fingerprint": "f" * 64}
     assert server.runs[RUN_ID].facts["jobType"] == "pretrain"
     assert server.runs[RUN_ID].facts["tags"] == ["polyconfm_tiny", "polyconfm"]

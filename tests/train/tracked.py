@@ -23,7 +23,7 @@ def main(out: Path, num_steps: int, step_sec: float, mode: str) -> None:
     out.mkdir(exist_ok=True)
     if not (out / "run.json").exists():
         (out / "run.json").write_text(json.dumps({"run_id": "0123abcd", "commit": "c0ffee+changes", "fingerprint": "f" * 64}))
-    (out / "config.json").write_text(json.dumps({"recipe": "polyconfm_tiny", "objective": {"name": "polyconfm"}, "train": {"lr": 0.001}}))
+    (out / "config.json").write_text(json.dumps({"recipe": "polyconfm_tiny", "objective": {"name": "polyconfm"}, "train": {"num_steps": num_steps}}))
     saved = out / "checkpoint.txt"
     first = int(saved.read_text()) if saved.exists() else 0
     with Tracker(out, first_step=first, track=TrackConfig(mode=mode)) as tracker:

@@ -23,6 +23,13 @@ class StoredRun:
     facts: dict[str, Any] = field(default_factory=dict)  # config, tags, job type, ... as sent last
     streams: dict[str, list[str]] = field(default_factory=dict)  # lines of each stream by the file's name, as the client places them
     files: dict[str, bytes] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)  # as they were announced; a table is one
+    exit_codes: list[int | None] = field(default_factory=list)  # what the client said of its end, each time
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Numbers and media of the run as a whole; the client sends it anew each time."""
+        return json.loads((self.streams.get("wandb-summary.json") or ["{}"])[-1])
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -39,7 +46,7 @@ class StoredRun:
             "displayName": self.facts.get("displayName"),
             "project": project,
             "config": self.facts.get("config") or "{}",
-            "summaryMetrics": self.facts.get("summaryMetrics") or "{}",
+            "summaryMetrics": json.dumps(self.summary),
             "tags": self.facts.get("tags") or [],
             "historyLineCount": len(history),
             "eventsLineCount": len(events),
@@ -79,6 +86,11 @@ class Server(ThreadingHTTPServer):
         if "CreateRunFiles" in query:
             files = [{"name": name, "uploadUrl": f"{self.url}/put/{given['run']}/{name}"} for name in given["files"]]
             return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
+        if "CreateArtifact" in query:  # said to be there already: the client uploads none of it
+            found = given["input"]
+            self.runs[found["runName"]].artifacts.append(found)
+            sequence = {"id": "s", "latestArtifact": None}
+            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}}
         if "query Viewer" in query:
             return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
         return {}
@@ -143,6 +155,8 @@ class Handler(BaseHTTPRequestHandler):
                 answer = {"data": self.server.answer(sent["query"], sent.get("variables") or {})}
             elif parts[-1] == "file_stream":
                 self.server.place(parts[-2], sent.get("files") or {})
+                if sent.get("complete"):
+                    self.server.runs[parts[-2]].exit_codes.append(sent.get("exitcode"))
         self._reply(answer)
 
 
