@@ -126,7 +126,14 @@ def test_a_run_killed_twice_is_one_run_offline_and_after_its_upload(tmp_path: Pa
     assert config["run"] == {"run_id": RUN_ID, "commit": "c0ffee+changes", "fingerprint": "f" * 64}
     assert server.runs[RUN_ID].facts["jobType"] == "pretrain"
     assert server.runs[RUN_ID].facts["tags"] == ["polyconfm_tiny", "polyconfm"]
-    assert {"config.json", "run.json", "requirements.txt"} <= set(server.runs[RUN_ID].files)
+    files = server.runs[RUN_ID].files
+    assert {"config.json", "run.json", "requirements.txt"} <= set(files)
+    molecules = Counter(content for name, content in files.items() if name.startswith("media/molecule/"))
+    assert molecules == {f"chain of step {step}\n".encode(): 1 for step in range(tracked.SAMPLE_EVERY, last + 1, tracked.SAMPLE_EVERY)}
+    shown = {row["_step"]: row["sample"]["path"] for row in server.runs[RUN_ID].history if "sample" in row}
+    assert {step: files[path] for step, path in shown.items()} == {
+        step: (out / "samples" / f"step-{step:08d}.sdf").read_bytes() for step in range(tracked.SAMPLE_EVERY, last + 1, tracked.SAMPLE_EVERY)
+    }
     assert kinds(pieces(out, RUN_ID)[-1])["stats"] >= 1  # W&B's own measurements of the machine, offline too
 
 

@@ -11,6 +11,7 @@ from foundation.config import TrackConfig
 from foundation.track.tracker import Tracker
 
 CHECKPOINT_EVERY = 5
+SAMPLE_EVERY = 10
 
 
 def loss(step: int) -> float:
@@ -23,12 +24,16 @@ def main(out: Path, num_steps: int, step_sec: float, mode: str) -> None:
     out.mkdir(exist_ok=True)
     if not (out / "run.json").exists():
         (out / "run.json").write_text(json.dumps({"run_id": "0123abcd", "commit": "c0ffee+changes", "fingerprint": "f" * 64}))
-    (out / "config.json").write_text(json.dumps({"recipe": "polyconfm_tiny", "objective": {"name": "polyconfm"}, "train": {"num_steps": num_steps}}))
+    config = {"recipe": "polyconfm_tiny", "objective": {"name": "polyconfm"}, "train": {"num_steps": num_steps}, "track": {"mode": mode}}
+    (out / "config.json").write_text(json.dumps(config))
+    (out / "samples").mkdir(exist_ok=True)
     saved = out / "checkpoint.txt"
     first = int(saved.read_text()) if saved.exists() else 0
     with Tracker(out, first_step=first, track=TrackConfig(mode=mode)) as tracker:
         for step in range(first + 1, num_steps + 1):
             time.sleep(step_sec)
+            if step % SAMPLE_EVERY == 0:
+                (out / "samples" / f"step-{step:08d}.sdf").write_text(f"chain of step {step}\n")
             tracker.log(step, {"train/loss": loss(step), "train/grad_norm": None if step == 7 else 1.0})
             if step % CHECKPOINT_EVERY == 0 or step == num_steps:
                 aside = saved.with_suffix(".aside")

@@ -65,6 +65,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, StoredRun] = {}
+        self.views: list[dict[str, Any]] = []  # dashboards
         self.lock = threading.Lock()
         self.silent = threading.Event()
 
@@ -91,6 +92,9 @@ class Server(ThreadingHTTPServer):
             self.runs[found["runName"]].artifacts.append(found)
             sequence = {"id": "s", "latestArtifact": None}
             return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}}
+        if "UpsertView2" in query:
+            self.views.append(given)
+            return {"upsertView": {"view": {"id": "v", "name": given["name"]}, "inserted": True}}
         if "query Viewer" in query:
             return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
         return {}
