@@ -173,6 +173,22 @@ def test_command_end_to_end(shards: ShardSet, model: LibraryObjective, tmp_path:
     assert {k: v for k, v in again.items() if k != "command"} == {k: v for k, v in results.items() if k != "command"}
 
 
+@pytest.mark.parametrize("wish", [(), ("--no-track",)])
+def test_the_results_go_to_the_run_unless_told_otherwise(
+    shards: ShardSet, model: LibraryObjective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: tuple[str, ...]
+) -> None:
+    seen = []
+
+    def attach(checkpoint: str, evaluation: Path) -> bool:
+        seen.append((checkpoint, evaluation, (evaluation / "results.json").is_file()))
+        return True
+
+    monkeypatch.setattr("foundation.track.attach.attach", attach)
+    out = tmp_path / "eval"
+    assert command(shards, out, "--limit", "1", "--num", "1", *wish) == 0
+    assert [row[1:] for row in seen] == ([] if wish else [(out, True)])
+
+
 def test_a_model_that_fails_is_not_flattered(shards: ShardSet, model: LibraryObjective, tmp_path: Path) -> None:
     model.fail = (0, 3, 4, 5)  # one of three, three of three, none
     assert command(shards, tmp_path / "e") == 0

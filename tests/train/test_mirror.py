@@ -132,7 +132,8 @@ def test_a_run_killed_twice_is_one_run_offline_and_after_its_upload(tmp_path: Pa
     assert molecules == {f"chain of step {step}\n".encode(): 1 for step in range(tracked.SAMPLE_EVERY, last + 1, tracked.SAMPLE_EVERY)}
     shown = {row["_step"]: row["sample"]["path"] for row in server.runs[RUN_ID].history if "sample" in row}
     assert {step: files[path] for step, path in shown.items()} == {
-        step: (out / "samples" / f"step-{step:08d}.sdf").read_bytes() for step in range(tracked.SAMPLE_EVERY, last + 1, tracked.SAMPLE_EVERY)
+        step: (out / "samples" / f"step-{step:08d}.sdf").read_bytes()
+        for step in range(tracked.SAMPLE_EVERY, last + 1, tracked.SAMPLE_EVERY)
     }
     assert kinds(pieces(out, RUN_ID)[-1])["stats"] >= 1  # W&B's own measurements of the machine, offline too
 
