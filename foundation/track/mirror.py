@@ -289,7 +289,7 @@ def last_step(path: Path) -> int:
 
 def evaluation_in(paths: Iterable[Path]) -> dict[str, Any]:
     """What foundation/track/attach.py has added in earlier pieces, the newest of each key."""
-    found = {}
+    found: dict[str, Any] = {}
     for path in paths:
         for record in records(path):
             if record.WhichOneof("record_type") == "summary":
