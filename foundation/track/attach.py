@@ -254,16 +254,13 @@ def send(
     Raises:
         Resumable: training goes on, or W&B cannot be used.
     """
-    from foundation.track.mirror import INIT_SEC, media, mirror, say
+    from foundation.track.mirror import INIT_SEC, Busy, media, mirror, say
     from foundation.track.tracker import FINISH_SEC
 
     def give_up() -> None:
         say(f"not everything was taken in time; `wandb sync` uploads what lies in {folder / 'wandb'}")
         os._exit(EXIT_RESUMABLE)
 
-    limit = threading.Timer(PATIENCE_SEC + INIT_SEC + FINISH_SEC, give_up)
-    limit.daemon = True
-    limit.start()
     os.environ["WANDB_SILENT"] = "true"
     os.environ["WANDB_X_DISABLE_STATS"] = "true"  # `system` is of the training, not of this process
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").resolve())  # where W&B keeps what `wandb sync` will upload of a table
@@ -273,6 +270,9 @@ def send(
         for method, path in drawn.items():
             draw_map(maps[method], method, highest, path)
         images = {"eval/figures": of_one_size(figures, Path(scratch)), "eval/torsion_maps": drawn}
+        limit = threading.Timer(PATIENCE_SEC + INIT_SEC + FINISH_SEC, give_up)
+        limit.daemon = True
+        limit.start()
         try:
             mirror(
                 folder,
@@ -283,12 +283,13 @@ def send(
                 at_the_end=lambda run: run.summary.update({**numbers, **media({"eval/metrics": table}, images)}),
                 patience_sec=PATIENCE_SEC,
             )
-        except TimeoutError:
+        except Busy:
             raise Resumable(f"training of {folder} goes on; attach the evaluation when it has ended") from None
         except Exception as error:
             text = next(iter(str(error).splitlines()), "")
             raise Resumable(f"W&B cannot be used ({type(error).__name__}: {text}); results.json has everything") from None
-    limit.cancel()
+        finally:
+            limit.cancel()
 
 
 def reached_its_end(folder: Path) -> bool:

@@ -36,6 +36,10 @@ EVALUATION = "eval/"  # how the names of what an evaluation adds to the summary 
 WHOLE, LAST = 1, 4  # kinds of fragments; a record of several starts with 2 and goes on with 3
 
 
+class Busy(Exception):
+    """Another mirror works on the run."""
+
+
 def say(text: str) -> None:
     """One line where the logs of training go."""
     print(f"W&B: {text}", file=sys.stderr, flush=True)
@@ -85,7 +89,7 @@ def mirror(
         patience_sec: how long another mirror of the run is waited for.
 
     Raises:
-        TimeoutError: the other mirror still works.
+        Busy: the other mirror still works.
     """
     facts = {name: read_object(out / f"{name}.json") for name in ("config", "run")}
     run_id = str(facts["run"].get("run_id"))
@@ -131,7 +135,7 @@ def sole_mirror(folder: Path, patience_sec: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"another mirror holds {folder}") from None
+                    raise Busy(f"another mirror holds {folder}") from None
                 time.sleep(POLL_SEC)
         yield
 
@@ -291,6 +295,8 @@ def evaluation_in(paths: Iterable[Path]) -> dict[str, Any]:
     """What foundation/track/attach.py has added in earlier pieces, the newest of each key."""
     found: dict[str, Any] = {}
     for path in paths:
+        if EVALUATION.encode() not in path.read_bytes():  # a long training is not decoded for nothing
+            continue
         for record in records(path):
             if record.WhichOneof("record_type") == "summary":
                 found |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key.startswith(EVALUATION)}

@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,7 @@ def check_media(summary: dict[str, Any], files: dict[str, bytes], evaluation: Pa
             assert image.convert("RGB").crop((0, 0, *original.size)).tobytes() == original.convert("RGB").tobytes()
 
 
+@pytest.mark.slow
 def test_online_the_server_has_the_evaluation_and_the_next_step_comes_after_the_last(tmp_path: Path) -> None:
     out = tmp_path / "run"
     evaluation = evaluated(tmp_path / "eval")
@@ -289,6 +291,7 @@ def test_while_training_goes_on_the_evaluation_waits_for_another_time(
         with pytest.raises(Resumable, match=r"training of .* goes on"):
             attach.main(run_folder=tracked, evaluation=evaluated(tmp_path / "eval"), dry_run=False)
     assert pieces(tracked, RUN_ID) == []
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.finished.is_set()]
 
 
 def test_a_sender_that_is_stuck_is_left_behind(
