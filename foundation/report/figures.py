@@ -36,7 +36,9 @@ def figure(picture: Markup, caption: str, legend: Sequence[tuple[str, str]] = ()
 
 def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of a metric, where it is a number."""
-    pairs = [(step, value) for row in rows if (step := number(row.get("step"))) is not None and (value := number(row.get(name))) is not None]
+    pairs = [
+        (step, value) for row in rows if (step := number(row.get("step"))) is not None and (value := number(row.get(name))) is not None
+    ]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
@@ -214,7 +216,9 @@ def funnel(manifest: dict[str, Any], stages: dict[str, Any]) -> Markup | None:
 def parity(property: dict[str, Any]) -> Markup | None:
     """Measured against predicted values of a property, with intervals where they are."""
     rows = [mapping(row) for row in listing(property.get("predictions"))]
-    pairs = [(x, y, row) for row in rows if (x := number(row.get("measured"))) is not None and (y := number(row.get("predicted"))) is not None]
+    pairs = [
+        (x, y, row) for row in rows if (x := number(row.get("measured"))) is not None and (y := number(row.get("predicted"))) is not None
+    ]
     if not pairs:
         return None
     what, unit = str(property.get("task", "property")), str(property.get("unit", ""))

@@ -184,7 +184,9 @@ def key_numbers(found: RunFiles) -> list[tuple[str, str]]:
     funnel = mapping(found.manifest.get("funnel"))
     kept, attempted = number(funnel.get("kept")), number(funnel.get("attempted"))
     if kept is not None:
-        tiles.append((f"{kept:,.0f}", f"chains in the shards, of {attempted:,.0f} rows" if attempted is not None else "chains in the shards"))
+        tiles.append(
+            (f"{kept:,.0f}", f"chains in the shards, of {attempted:,.0f} rows" if attempted is not None else "chains in the shards")
+        )
     if found.results:
         tiles.append((f"{tables.polymers_of(found.results):,}", f"polymers evaluated, {_split_of(found.results)} split"))
         verdicts = [tables.judge(mapping(metric))[0] for metric in mapping(found.results.get("metrics")).values()]
@@ -316,7 +318,7 @@ def _setup(found: RunFiles) -> Markup | None:
     for title, data in (("Versions", versions), ("Run", run), ("Configuration", found.config)):
         rows: list[list[Child]] = [[key, tag("code", value)] for key, value in flat(data)]
         if rows:
-            parts.append(tables.details(title, table(title, ["name", "value"], rows, numbers_from=9)))
+            parts.append(tables.details(title, table(title, ["name", "value"], rows, numbers_from=9), opened=title == "Versions"))
     troubles = [tag("p", f"{trouble}.") for trouble in found.troubles.values()]
     return join(*parts, *troubles) if parts else None
 

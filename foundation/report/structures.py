@@ -23,7 +23,7 @@ SHADES = 24  # steps of the ramp in a drawing
 
 @dataclass(frozen=True)
 class Chain:
-    """One conformation: (H,) elements and units (None: not known), (B, 2) bonds, (H, 3) positions in angstrom, centred."""
+    """One conformation: (H,) elements and units (None: not known), (B, 2) bonds, (H, 3) positions in angstrom, as ``lying`` turns them."""
 
     name: str
     psmiles: str
@@ -96,11 +96,22 @@ def read_file(path: Path) -> list[Chain]:
             elements=[element_symbol(int(z)) for z in graph.elements[heavy]],
             units=units,
             bonds=place[graph.bonds[kept]],
-            x_ang=x_ang - x_ang.mean(axis=0) if len(heavy) else x_ang,
+            x_ang=lying(x_ang) if len(heavy) else x_ang,
         )
         if len(heavy):
             chains.append(chain)
     return chains
+
+
+def lying(x_ang: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H, 3) centred and turned: longest axis along x, shortest along z, towards the eye. A rotation, so handedness is kept."""
+    import numpy as np
+
+    centred = x_ang - x_ang.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)  # columns, shortest first
+    turned = axes[:, ::-1].copy()
+    turned[:, 2] *= np.sign(np.linalg.det(turned))
+    return np.asarray(centred @ turned)
 
 
 def units_of(psmiles: str, num_units: str, elements: NDArray[np.uint8]) -> list[int] | None:
@@ -135,9 +146,7 @@ def drawing(chain: Chain) -> Markup:
     """The bonds of a chain seen along its shortest axis, coloured by unit, the nearer ones drawn over the farther."""
     import numpy as np
 
-    _, _, axes = np.linalg.svd(chain.x_ang, full_matrices=True)
-    seen = chain.x_ang @ axes.T
-    size = 200.0
+    seen, size = chain.x_ang, 200.0
     span = max(float(np.ptp(seen[:, :2], axis=0).max()), 1.0)
     centre = (seen.max(axis=0) + seen.min(axis=0)) / 2
     flat = ((seen - centre)[:, :2] * [1, -1] / span * (size - 12) + size / 2).round(1)

@@ -13,6 +13,7 @@ from foundation.report.svg import picture, short
 
 NOT_TRIVIAL = (MODEL, REFERENCE, "grow engine")  # the grow engine makes the references of grown shards: a floor, no baseline
 FEWEST = 5  # polymers from which an interval tells something
+SMALLEST = 1e-5  # difference that is more than rounding: positions are float32
 GROUPS = (  # title -> parts of the names of its metrics; the first that fits
     ("Energies", ("energy", "emat")),
     ("Bonds, angles, clashes, chirality", ("bond", "angle", "junction", "clash", "connectivity", "chirality", "tacticity")),
@@ -21,7 +22,17 @@ GROUPS = (  # title -> parts of the names of its metrics; the first that fits
     ("Distance to the references", ("rmsd", "mat_", "cov_", "amr_", "mis")),
     ("Cost and likelihood", ("second", "calls", "nll", "likelihood")),
 )
-WORDS = {"mae": "MAE", "jsd": "JSD", "mmff": "MMFF", "rmsd": "RMSD", "smat": "S-MAT", "emat": "E-MAT", "cov": "COV", "amr": "AMR", "nll": "NLL"}
+WORDS = {
+    "mae": "MAE",
+    "jsd": "JSD",
+    "mmff": "MMFF",
+    "rmsd": "RMSD",
+    "smat": "S-MAT",
+    "emat": "E-MAT",
+    "cov": "COV",
+    "amr": "AMR",
+    "nll": "NLL",
+}
 UNITS = ("_kcal_mol", "_ang", "_deg", "_bits", "_fraction", "_per_heavy_atom", "_hartree")
 SIGNS = {"better": "▲ better", "worse": "▼ worse", "alike": "≈ not told apart", "few": "– too few polymers", "none": "–"}
 
@@ -73,7 +84,8 @@ def judge(metric: dict[str, Any]) -> tuple[str, str | None]:
     mine, theirs = losses[MODEL], losses[best]
     if min(mine.polymers, theirs.polymers) < FEWEST:
         return "few", best
-    return ("better" if mine.high < theirs.low else "worse" if mine.low > theirs.high else "alike"), best
+    apart = abs(mine.value - theirs.value) >= SMALLEST
+    return ("better" if apart and mine.high < theirs.low else "worse" if apart and mine.low > theirs.high else "alike"), best
 
 
 def cell(estimate: Estimate | None) -> Child:
@@ -138,7 +150,9 @@ def summary_table(metrics: dict[str, dict[str, Any]], ordered: list[str], verdic
         baseline = join(cell(found[best]), tag("small", best)) if best in found else "–"
         cells: tuple[Child, ...] = (cell(found.get(MODEL)), baseline, SIGNS[sign], strip(label(name), found, best))
         named = tag("th", label(name), tag("small", unit_text(metric)), scope="row")
-        body.append(tag("tr", named, *(tag("td", c, class_=k) for c, k in zip(cells, (*classes[1:3], f"sign {sign}", "wide"), strict=True))))
+        body.append(
+            tag("tr", named, *(tag("td", c, class_=k) for c, k in zip(cells, (*classes[1:3], f"sign {sign}", "wide"), strict=True)))
+        )
     head = tag("tr", *(tag("th", text, scope="col", class_=k) for text, k in zip(header, classes, strict=True)))
     caption = "Model and best trivial baseline: mean over polymers, 95 % interval below it"
     whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_="metrics")
@@ -212,9 +226,9 @@ def protocols(part: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> Marku
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in terms))
 
 
-def details(summary: str, content: Markup) -> Markup:
+def details(summary: str, content: Markup, *, opened: bool = False) -> Markup:
     """Something that opens on demand."""
-    return tag("details", tag("summary", summary), content)
+    return tag("details", tag("summary", summary), content, open="" if opened else None)
 
 
 def polymers_of(results: dict[str, Any]) -> int:

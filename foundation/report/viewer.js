@@ -47,11 +47,17 @@
     viewer.render();
   };
 
+  const whole = () => {  // zoomTo fits a sphere into the smaller side; the chain lies along the longer one
+    viewer.zoomTo();
+    viewer.zoom(Math.min(place.clientWidth / place.clientHeight, 1.6));
+  };
+
   const show = () => {
     const chain = data.chains[pick.value];
     viewer.removeAllModels();
+    viewer.setView([0, 0, 0, 0, 0, 0, 0, 1]);
     viewer.addModel().addAtoms(atoms(chain));
-    viewer.zoomTo();
+    whole();
     paint();
     announce.textContent = `Shown: ${chain.name}, ${chain.elements.length} heavy atoms.`;
     const canvas = place.querySelector("canvas");
@@ -74,7 +80,7 @@
     }
   };
 
-  const act = { left: () => viewer.rotate(-20, "y"), right: () => viewer.rotate(20, "y"), up: () => viewer.rotate(-20, "x"), down: () => viewer.rotate(20, "x"), nearer: () => viewer.zoom(1.25), farther: () => viewer.zoom(0.8), whole: () => viewer.zoomTo() };
+  const act = { left: () => viewer.rotate(-20, "y"), right: () => viewer.rotate(20, "y"), up: () => viewer.rotate(-20, "x"), down: () => viewer.rotate(20, "x"), nearer: () => viewer.zoom(1.25), farther: () => viewer.zoom(0.8), whole };
   for (const button of document.querySelectorAll("[data-act]")) {
     button.addEventListener("click", () => { if (viewer) { act[button.dataset.act](); viewer.render(); } });
   }
