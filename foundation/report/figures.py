@@ -60,12 +60,11 @@ def binned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[
 
 def losses(rows: Sequence[dict[str, Any]]) -> list[Markup]:
     """Curves of the loss and its parts, training and validation."""
-    titles = (("loss", "Loss", "loss"), ("local", "Units: loss of the local head", "loss"))
-    titles += (("orientation", "Links: loss of the orientation head", "loss"),)
-    return [made for name, title, label in titles if (made := curve(rows, name, title, label)) is not None]
+    titles = {"loss": "Loss", "local": "Units: loss of the local head", "orientation": "Links: loss of the orientation head"}
+    return [made for name, title in titles.items() if (made := curve(rows, name, title)) is not None]
 
 
-def curve(rows: Sequence[dict[str, Any]], name: str, title: str, label: str) -> Markup | None:
+def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> Markup | None:
     """One metric of training, smoothed, with validation beside it."""
     xs, ys = series(rows, f"train/{name}")
     val_x, val_y = series(rows, f"val/{name}")
@@ -78,7 +77,7 @@ def curve(rows: Sequence[dict[str, Any]], name: str, title: str, label: str) -> 
     middle = shown[: max(2, math.ceil(len(shown) * 0.99))] + val_y  # one wild step at the start must not flatten the rest
     about = f"Training {short(ys[0])} at step {short(xs[0])}, {short(smooth_y[-1])} at the end (mean of {window} steps)."
     about += f" Validation {short(val_y[-1])} at step {short(val_x[-1])}." if val_y else " No validation."
-    plot = Plot(title, about, "step", label, (min(xs) - 1, max(max(xs), min(xs) + 1)), bounds(middle))
+    plot = Plot(title, about, "step", "loss", (min(xs) - 1, max(max(xs), min(xs) + 1)), bounds(middle))
     if len(xs) > MOST_POINTS:
         plot.band(x, low, high, "train")
     else:
@@ -98,7 +97,9 @@ def throughput(rows: Sequence[dict[str, Any]]) -> list[Markup]:
         if xs:
             x, mean, low, high = binned(xs, ys)
             about = f"Median {short(median(ys))} {label}, between {short(min(ys))} and {short(max(ys))}."
-            plot = Plot("Throughput", about, "step", label, (min(xs) - 1, max(max(xs), min(xs) + 1)), bounds(ys, zero=True), height=200)
+            plot = Plot(
+                "Throughput", about, "step", label, (min(xs) - 1, max(max(xs), min(xs) + 1)), bounds(ys, zero=True), height=200, left=60
+            )
             plot.band(x, low, high, "train")
             plot.line(x, mean, "train")
             found.append(figure(plot.svg(), f"Throughput of all ranks. {about}"))

@@ -115,7 +115,8 @@ def _colours() -> str:
     shades = [0.12, 0.25, 0.42, 0.6, 0.8, 1.0]
     levels = [f".level{k} {{ fill: rgb(var(--map), {a}); background: rgb(var(--map), {a}); }}" for k, a in enumerate(shades, start=1)]
     rules = "\n".join(light + levels)
-    return f"{rules}\n@media screen and (prefers-color-scheme: dark) {{ {' '.join(dark)} }}\n.ramp {{ background: linear-gradient(90deg, {', '.join(RAMP)}); }}\n"
+    rules += f"\n.ramp {{ background: linear-gradient(90deg, {', '.join(RAMP)}); }}"
+    return f"{rules}\n@media screen and (prefers-color-scheme: dark) {{ {' '.join(dark)} }}\n"
 
 
 # ------------------------------------------------------------------------------------------------------------------------ the parts
@@ -145,7 +146,8 @@ def _header(found: RunFiles, anchors: list[tuple[str, str]]) -> Markup:
     line = " · ".join(f"{name}{figures.shorten(str(value), 60)}" for name, value in facts if value)
     tiles = [tag("li", tag("b", value), tag("span", text)) for value, text in key_numbers(found)]
     links = tag("nav", tag("ul", *(tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title in anchors)), aria_label="Sections")
-    return tag("header", tag("h1", found.name), tag("p", line, class_="facts"), tag("ul", *tiles, class_="tiles") if tiles else None, links)
+    title = join(tag("p", "Report of the run", class_="eyebrow"), tag("h1", found.name), tag("p", line, class_="facts"))
+    return tag("header", title, tag("ul", *tiles, class_="tiles") if tiles else None, links)
 
 
 def _first(*values: Any) -> str | None:

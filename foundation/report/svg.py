@@ -32,8 +32,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [f * 10.0**p for p in powers for f in factors if low * 0.999 <= f * 10.0**p <= high * 1.001]
 
 
-def short(value: float) -> str:
-    """A number as a tick label or a cell: three to four digits, thousands grouped."""
+def short(value: float, digits: int = 4) -> str:
+    """A number as a tick label or a cell: so many digits, thousands grouped."""
     size = abs(value)
     if size == 0:
         return "0"
@@ -42,7 +42,7 @@ def short(value: float) -> str:
         return f"{mantissa.removesuffix('.0')}e{int(power)}"
     if size >= 1000:
         return f"{value:,.0f}"
-    text = f"{value:.4g}"
+    text = f"{value:.{digits}g}"
     return text.replace("-", "−")
 
 

@@ -22,17 +22,7 @@ GROUPS = (  # title -> parts of the names of its metrics; the first that fits
     ("Distance to the references", ("rmsd", "mat_", "cov_", "amr_", "mis")),
     ("Cost and likelihood", ("second", "calls", "nll", "likelihood")),
 )
-WORDS = {
-    "mae": "MAE",
-    "jsd": "JSD",
-    "mmff": "MMFF",
-    "rmsd": "RMSD",
-    "smat": "S-MAT",
-    "emat": "E-MAT",
-    "cov": "COV",
-    "amr": "AMR",
-    "nll": "NLL",
-}
+WORDS = {word: word.upper() for word in ("mae", "jsd", "mmff", "rmsd", "cov", "amr", "mis", "nll")} | {"smat": "S-MAT", "emat": "E-MAT"}
 UNITS = ("_kcal_mol", "_ang", "_deg", "_bits", "_fraction", "_per_heavy_atom", "_hartree")
 SIGNS = {"better": "▲ better", "worse": "▼ worse", "alike": "≈ not told apart", "few": "– too few polymers", "none": "–"}
 
@@ -92,7 +82,7 @@ def cell(estimate: Estimate | None) -> Child:
     """Value and interval."""
     if estimate is None:
         return "–"
-    return join(short(estimate.value), tag("small", f"[{short(estimate.low)}, {short(estimate.high)}]", class_="interval"))
+    return join(short(estimate.value, 3), tag("small", f"[{short(estimate.low, 3)}, {short(estimate.high, 3)}]", class_="interval"))
 
 
 def label(name: str) -> str:
@@ -138,22 +128,26 @@ def verdict(verdicts: dict[str, tuple[str, str | None]]) -> Markup:
 
 def summary_table(metrics: dict[str, dict[str, Any]], ordered: list[str], verdicts: dict[str, tuple[str, str | None]]) -> Markup:
     """One row a metric: model, best trivial baseline, verdict, and all of them on a line."""
-    header = ("metric", "model", "best baseline", "model is", "all methods")
-    classes = (None, "number", "number", None, "wide")
+    columns = (("metric", None), ("model", "number"), ("best baseline", "number"), ("model is", "sign"), ("all methods", "wide"))
     body: list[Markup] = []
     group = None
     for name in ordered:
         metric, found, (sign, best) = metrics[name], estimates(metrics[name]), verdicts[name]
         if group_of(name) != group:
             group = group_of(name)
-            body.append(tag("tr", tag("th", group, colspan=5, scope="rowgroup"), class_="group"))
+            body.append(tag("tr", tag("th", group, colspan=4, scope="rowgroup"), tag("td", class_="wide"), class_="group"))
         baseline = join(cell(found[best]), tag("small", best)) if best in found else "–"
-        cells: tuple[Child, ...] = (cell(found.get(MODEL)), baseline, SIGNS[sign], strip(label(name), found, best))
-        named = tag("th", label(name), tag("small", unit_text(metric)), scope="row")
         body.append(
-            tag("tr", named, *(tag("td", c, class_=k) for c, k in zip(cells, (*classes[1:3], f"sign {sign}", "wide"), strict=True)))
+            tag(
+                "tr",
+                tag("th", label(name), tag("small", unit_text(metric)), scope="row"),
+                tag("td", cell(found.get(MODEL)), class_="number"),
+                tag("td", baseline, class_="number"),
+                tag("td", SIGNS[sign], class_=f"sign {sign}"),
+                tag("td", strip(label(name), found, best), class_="wide"),
+            )
         )
-    head = tag("tr", *(tag("th", text, scope="col", class_=k) for text, k in zip(header, classes, strict=True)))
+    head = tag("tr", *(tag("th", text, scope="col", class_=class_) for text, class_ in columns))
     caption = "Model and best trivial baseline: mean over polymers, 95 % interval below it"
     whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_="metrics")
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)

@@ -16,10 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    " --disable-sync --disable-extensions --hide-scrollbars --use-angle=swiftshader --enable-unsafe-swiftshader --remote-debugging-pipe"
-).split()
+SWITCHES = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
+MORE = "disable-extensions hide-scrollbars use-angle=swiftshader enable-unsafe-swiftshader remote-debugging-pipe"  # WebGL without a GPU
+FLAGS = [f"--{name}" for name in f"{SWITCHES} {MORE}".split()]
 ANSWER_SEC = 120.0  # a page may wait that long for a busy machine
 
 
@@ -55,7 +54,7 @@ class Browser:
 
         command = [program, *FLAGS, f"--user-data-dir={self.profile}", f"--window-size={width},{height}", "about:blank"]
         quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, close_fds=False, preexec_fn=place)  # noqa: PLW1509
+        self.process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, close_fds=False, preexec_fn=place)
         for fd in ends:
             os.close(fd)
         page = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
