@@ -159,7 +159,7 @@ def sizes(results: dict[str, Any]) -> Markup | None:
     given, label, log = mapping(distributions.get("radius_of_gyration_ang")), "radius of gyration, Å", False
     if not given:
         given, label, log = mapping(distributions.get("size_ratio")), "radius of gyration / mean of the references", True
-    values = {str(method): [v for v in numbers(found) if v > 0] for method, found in given.items()}
+    values = {str(method): [v for v in numbers(found) if v > 1e-9] for method, found in given.items()}
     values = {method: found for method, found in values.items() if found}
     if not values:
         return None

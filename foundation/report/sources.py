@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ MAX_BYTES = 512 * 2**20  # of one file that is read whole
 MAX_STRUCTURES = 24  # structure files that are looked at
 MAX_CANDIDATES = 20  # rows of the table of candidates
 MAX_COLUMNS = 8
+LARGEST = 1e100  # differences and sums of numbers below it stay finite
 T = TypeVar("T")
 
 
@@ -51,13 +51,10 @@ class RunFiles:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A number that can be drawn, or None for everything else: text, NaN, infinity, what no measurement gives."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond any float
-        return None
+    return float(value)
 
 
 def numbers(value: Any) -> list[float]:
