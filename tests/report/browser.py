@@ -33,11 +33,10 @@ class Browser:
     Args:
         program: path of Chromium.
         width, height: of the page in CSS pixels.
-        dark: prefer dark colours.
-        scale: device pixels per CSS pixel.
+        webgl: offer it.
     """
 
-    def __init__(self, program: str, width: int = 1200, height: int = 900, *, dark: bool = False, scale: float = 1.0) -> None:
+    def __init__(self, program: str, width: int = 1200, height: int = 900, *, webgl: bool = True) -> None:
         self.events: list[dict[str, Any]] = []
         self.number = 0
         self.rest = b""
@@ -52,7 +51,14 @@ class Browser:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
 
-        command = [program, *FLAGS, f"--user-data-dir={self.profile}", f"--window-size={width},{height}", "about:blank"]
+        command = [
+            program,
+            *FLAGS,
+            *([] if webgl else ["--disable-3d-apis"]),
+            f"--user-data-dir={self.profile}",
+            f"--window-size={width},{height}",
+            "about:blank",
+        ]
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, close_fds=False, preexec_fn=place)
         for fd in ends:
@@ -61,9 +67,8 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.resize(width, height, scale)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.resize(width, height)
+        self.prefer("light")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events are kept."""
@@ -96,6 +101,10 @@ class Browser:
     def resize(self, width: int, height: int, scale: float = 1.0) -> None:
         """Size of the page; below 500 pixels as a phone."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 500)
+
+    def prefer(self, scheme: str, media: str = "screen") -> None:
+        """light or dark, screen or print."""
+        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def open(self, path: Path) -> None:
         """Load a file and wait until it is there."""

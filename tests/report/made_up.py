@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-HOSTILE = "<img src=x onerror=\"window.hacked=1\">&amp;'</script><script>window.hacked=1</script><!--\ud800\0"
+HOSTILE = '<img src=x onerror="window.hacked=1">&amp;\'</script><script>window.hacked=1</script><!--\ud800\0'
 METHODS = ("model", "reference", "grow engine", "random links", "train histogram", "extended")
 
 
@@ -83,7 +83,9 @@ def files() -> dict[str, Any]:
             "task": "Tg",
             "unit": "K",
             "metrics": {"mae": {"unit": "K", "value": 21.0, "low": 18.0, "high": 25.0}},
-            "predictions": [{"psmiles": "*CC*", "measured": t, "predicted": t + 9, "lower": t - 20, "upper": t + 30} for t in (250, 300, 350)],
+            "predictions": [
+                {"psmiles": "*CC*", "measured": t, "predicted": t + 9, "lower": t - 20, "upper": t + 30} for t in (250, 300, 350)
+            ],
         },
     }
 
