@@ -50,9 +50,9 @@ DEMO_UNITS ?= 20
 DEMO_STEPS ?= 240
 STRUCTURES := $(DEMO)/polystyrene-100.sdf $(DEMO)/polylactide-50.sdf $(DEMO)/pmma-50.sdf
 
-demo: $(DEMO)/eval/results.json $(STRUCTURES)  ## bundled polymers > shards > pretraining > conformations > evaluation, in runs/demo
+demo: $(DEMO)/report.html  ## bundled polymers > shards > pretraining > conformations > evaluation > runs/demo/report.html
 	@cat $(DEMO)/eval/table.md
-	@echo "done: shards, checkpoint, metrics.jsonl, structures and evaluation lie in $(DEMO); 'make clean' removes them"
+	@echo "done: shards, checkpoint, metrics.jsonl, structures and evaluation lie in $(DEMO); open $(DEMO)/report.html; 'make clean' removes them"
 
 $(DEMO)/shards/manifest.json: | $(STAMP)
 	$(PY) -m data_shards.build --source textbook --limit $(DEMO_LIMIT) --num-units $(DEMO_UNITS) --conformers 2 --out $(@D)
@@ -70,6 +70,9 @@ $(STRUCTURES): $(DEMO)/.trained
 
 $(DEMO)/eval/results.json: $(DEMO)/.trained
 	$(PY) -m foundation.evaluate --checkpoint $(DEMO)/model --shards $(DEMO)/shards --split test --out $(@D) --overwrite
+
+$(DEMO)/report.html: $(DEMO)/eval/results.json $(STRUCTURES)
+	$(PY) -m foundation.report $(DEMO) --overwrite
 
 test: $(STAMP)  ## the default suite: CPU, no network; PROCESSES=2 at once (tests/conftest.py: which tests share one)
 	$(PY) -m pytest -q -m 'not slow and not gpu' -n $(PROCESSES) --dist loadscope --no-loadscope-reorder

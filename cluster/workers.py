@@ -326,6 +326,7 @@ def train_worker(job: dict[str, Any]) -> None:
     ended = threading.Event()
     try:
         from foundation.config import parse_config
+        from foundation.report.page import leave_report
         from foundation.train.health import StopRequest
         from foundation.train.loop import train
 
@@ -334,6 +335,8 @@ def train_worker(job: dict[str, Any]) -> None:
             threading.Thread(target=_listen, args=(ledger, stop, ended), daemon=True).start()
         config = parse_config(job["config"])
         train(config, Path(job["out"]), job["shards"], rank=rank, world_size=context.get_world_size(), stop=stop)
+        if rank == 0:
+            leave_report(Path(job["out"]))
     except InputError as error:
         ray.get(ledger.blame_input.remote(" ".join(str(error).split())))
         raise

@@ -78,6 +78,7 @@ def main(
 
         shutil.rmtree(out)  # the other ranks meet rank 0 only after this
 
+    from foundation.report.page import leave_report
     from foundation.train.loop import train
 
     result = train(config, out, sources, rank=rank, world_size=world_size, init_from=init_from)
@@ -86,19 +87,6 @@ def main(
         text = "".join(f", {name} loss {value:.4f}" for name, value in losses.items() if value is not None)
         typer.echo(f"done: step {result.step}{text}, {result.checkpoint}")
         leave_report(out)
-
-
-def leave_report(out: Path) -> None:
-    """Write the run's page. What goes wrong is a warning: a page is not worth a run."""
-    import logging
-
-    from foundation.report.page import NAME, write_report
-
-    try:
-        write_report(out, out / NAME)
-        typer.echo(f"report: {out / NAME}; with an evaluation: python -m foundation.report {out} --overwrite")
-    except Exception as error:
-        logging.getLogger(__name__).warning("no report was written (%s: %s)", type(error).__name__, error)
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHEBANG = "#!/usr/bin/env -S python -m cluster.launch"
 HEAVY = ("torch", "ray", "rdkit", "openmm", "deepspeed", "webdataset", "wandb", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn")
-# foundation.report and the finetune commands join with their own issues
+# the finetune commands join with their own issues
 CONTRACT = {
     "data_shards.build": ("--input", "--source", "--out", "--num-units", "--conformers", "--engine", "--workers", "--limit", "--dry-run"),
     "data_shards.show": (),
@@ -22,6 +22,7 @@ CONTRACT = {
     "foundation.generate": ("--checkpoint", "--psmiles", "--num-units", "--num", "--out", "--dry-run"),
     "foundation.evaluate": ("--checkpoint", "--shards", "--split", "--out", "--limit", "--dry-run"),
     "foundation.embed": ("--checkpoint", "--input", "--out", "--limit", "--dry-run"),
+    "foundation.report": ("--out", "--overwrite", "--dry-run"),
     "cluster.launch": ("--dry-run",),
 }
 
@@ -29,7 +30,8 @@ CONTRACT = {
 def command_modules() -> list[str]:
     """Modules that run as programs, found by how they end."""
     files = [path for room in ("data_shards", "foundation", "finetune", "cluster") for path in (ROOT / room).rglob("*.py")]
-    return sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files if p.read_text().rstrip().endswith("run(app)"))
+    programs = [p.relative_to(ROOT).with_suffix("") for p in files if p.read_text().rstrip().endswith("run(app)")]
+    return sorted(".".join(path.parts).removesuffix(".__main__") for path in programs)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from foundation.report.sources import RunFiles, listing, mapping, number, read_r
 from foundation.report.structures import RAMP, Chain, drawing, read_chains
 from foundation.report.svg import short
 
+log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 VIEWER = HERE / "vendor" / "3Dmol-min.js"
 NAME = "report.html"
@@ -37,6 +39,15 @@ def write_report(folder: Path, out: Path) -> RunFiles:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, build_page(found).encode("utf-8", errors="replace"))
     return found
+
+
+def leave_report(run: Path) -> None:
+    """Write the page of a run that has ended. What goes wrong is a warning: a page is not worth a run."""
+    try:
+        write_report(run, run / NAME)
+        log.info("report: %s; after an evaluation: python -m foundation.report %s --overwrite", run / NAME, run)
+    except Exception as error:
+        log.warning("no report was written to %s (%s: %s)", run / NAME, type(error).__name__, error)
 
 
 def build_page(found: RunFiles) -> str:
