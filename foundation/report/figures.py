@@ -42,6 +42,11 @@ def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
+def window_of(count: int) -> int:
+    """Steps that a smoothed curve of so many is a mean over."""
+    return max(count // 25, 5) if count >= 20 else 1
+
+
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean over a window centred at each value; shorter at the ends."""
     sums = [0.0]
@@ -70,12 +75,12 @@ def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> Markup | Non
     val_x, val_y = series(rows, f"val/{name}")
     if not xs:
         return None
-    window = max(1, len(xs) // 25)
+    window = window_of(len(xs))
     x, mean, low, high = binned(xs, ys)
     smooth_x, smooth_y, _, _ = binned(xs, smooth(ys, window))
     shown = sorted(mean)
     middle = shown[: max(2, math.ceil(len(shown) * 0.99))] + val_y  # one wild step at the start must not flatten the rest
-    about = f"Training {short(ys[0])} at step {short(xs[0])}, {short(smooth_y[-1])} at the end (mean of {window} steps)."
+    about = f"Training {short(ys[0])} at step {short(xs[0])}, {short(smooth_y[-1])} at the end{f' (mean of {window} steps)' if window > 1 else ''}."
     about += f" Validation {short(val_y[-1])} at step {short(val_x[-1])}." if val_y else " No validation."
     plot = Plot(title, about, "step", "loss", (min(xs) - 1, max(max(xs), min(xs) + 1)), bounds(middle))
     if len(xs) > MOST_POINTS:

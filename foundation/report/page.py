@@ -186,8 +186,9 @@ def key_numbers(found: RunFiles) -> list[tuple[str, str]]:
     if steps:
         wanted = number(mapping(found.config.get("train")).get("num_steps"))
         tiles.append((f"{steps[-1]:,.0f}", "optimiser steps" + (f" of {wanted:,.0f}" if wanted else "")))
-        window = max(1, len(losses) // 25)
-        tiles.append((short(figures.smooth(losses, window)[-1]), f"training loss, mean of {window} steps"))
+        window = figures.window_of(len(losses))
+        said = f"mean of {window} steps" if window > 1 else "last step"
+        tiles.append((short(figures.smooth(losses, window)[-1]), f"training loss, {said}"))
     _, val = figures.series(found.rows, "val/loss")
     if val:
         tiles.append((short(val[-1]), f"validation loss; lowest {short(min(val))}"))

@@ -87,7 +87,13 @@
   pick.addEventListener("change", () => viewer && show());
   for (const choice of [style, colour]) choice.addEventListener("change", () => viewer && paint());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => viewer && paint());
-  window.addEventListener("resize", () => viewer && (viewer.resize(), viewer.render()));
+  let width = place.clientWidth;
+  window.addEventListener("resize", () => {
+    if (!viewer) return;
+    viewer.resize();
+    if (place.clientWidth !== width) { width = place.clientWidth; whole(); }  // not where a phone hides its address bar
+    viewer.render();
+  });
   new IntersectionObserver((seen, observer) => {
     if (seen.some((entry) => entry.isIntersecting)) { observer.disconnect(); start(); }
   }, { rootMargin: "600px" }).observe(place);
