@@ -80,7 +80,8 @@ def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> Markup | Non
     smooth_x, smooth_y, _, _ = binned(xs, smooth(ys, window))
     shown = sorted(mean)
     middle = shown[: max(2, math.ceil(len(shown) * 0.99))] + val_y  # one wild step at the start must not flatten the rest
-    about = f"Training {short(ys[0])} at step {short(xs[0])}, {short(smooth_y[-1])} at the end{f' (mean of {window} steps)' if window > 1 else ''}."
+    span = f" (mean of {window} steps)" if window > 1 else ""
+    about = f"Training {short(ys[0])} at step {short(xs[0])}, {short(smooth_y[-1])} at the end{span}."
     about += f" Validation {short(val_y[-1])} at step {short(val_x[-1])}." if val_y else " No validation."
     plot = Plot(title, about, "step", "loss", (min(xs) - 1, max(max(xs), min(xs) + 1)), bounds(middle))
     if len(xs) > MOST_POINTS:

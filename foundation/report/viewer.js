@@ -49,7 +49,7 @@
 
   const whole = () => {  // zoomTo fits a sphere into the smaller side; the chain lies along the longer one
     viewer.zoomTo();
-    viewer.zoom(Math.min(place.clientWidth / place.clientHeight, 1.6));
+    viewer.zoom(Math.min(0.9 * place.clientWidth / place.clientHeight, 1.6));
   };
 
   const show = () => {
