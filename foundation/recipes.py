@@ -21,7 +21,7 @@ def polyconfm_tiny() -> RunConfig:
 
 
 def polyconfm_small() -> RunConfig:
-    """About 10 M parameters: one GPU, or a patient CPU."""
+    """About 9 M parameters: one GPU, or a patient CPU."""
     return RunConfig(
         recipe="polyconfm_small",
         objective=PolyConFMConfig.small(),
@@ -49,7 +49,7 @@ def polyconfm_base() -> RunConfig:
 
 
 def polyconfm_large() -> RunConfig:
-    """About 530 M parameters."""
+    """About 520 M parameters."""
     return RunConfig(
         recipe="polyconfm_large",
         objective=PolyConFMConfig.large(),

@@ -75,7 +75,7 @@ class PolyConFMConfig(BaseModel):
 
     @classmethod
     def small(cls) -> Self:
-        """About 10 M parameters."""
+        """About 9 M parameters."""
         return cls(
             width=192, num_heads=8, sequence_layers=3, graph_layers=4, unit_layers=4, trunk_layers=3, local_layers=4, orientation_layers=4
         )
@@ -89,7 +89,7 @@ class PolyConFMConfig(BaseModel):
 
     @classmethod
     def large(cls) -> Self:
-        """About 530 M parameters."""
+        """About 520 M parameters."""
         return cls(
             width=896,
             num_heads=14,
