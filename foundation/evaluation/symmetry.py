@@ -19,16 +19,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from data_shards.chem.stereo import measure_signs
 from data_shards.schema import TopologyKey, UnitTopology
 from foundation.evaluation.chains import ChainTables
-from foundation.geometry.align import kabsch
+from foundation.evaluation.metrics import rmsd_matrix
 
 MAX_MAPS = 2048
-MAX_ROUNDS = 5  # of choosing trades and superposing again
+MAX_ROUNDS = 20  # of choosing trades and superposing again
+GRID = Rotation.random(1000, rng=np.random.default_rng(0)).as_matrix()  # a rotation within about 25 degrees of any other
+NUM_STARTS = 16
 RESONANT = 9  # order of the bonds from an atom to its terminal atoms of one element
 
 
@@ -188,12 +190,13 @@ def chain_starts(tables: ChainTables, x_ang: NDArray[np.floating]) -> list[NDArr
     return [same, back] if np.array_equal(before, after) else [same]
 
 
-def symmetric_rmsd_matrix(tables: ChainTables, reference_ang: NDArray[np.floating], generated_ang: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Kabsch RMSD of every pair, atoms named as suits it best.
+def symmetric_rmsd_matrix(
+    tables: ChainTables, reference_ang: NDArray[np.floating], generated_ang: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Kabsch RMSD of every pair, atoms named as suits it best; never above the plain one.
 
-    From each direction of the chain: superpose; let every exchange of every unit take the places that lie nearest; superpose again, until
-    nothing changes. The deviation falls at every step, so no value exceeds the plain one; a better set of trades may exist where two
-    chains differ as a whole.
+    Given a rotation, every exchange of every unit is chosen on its own; so what is left is a function of the rotation alone. It is read
+    on a grid of rotations, and the best of them are taken to their maxima by superposing and choosing in turn.
 
     Args:
         tables: of the chain.
@@ -203,32 +206,56 @@ def symmetric_rmsd_matrix(tables: ChainTables, reference_ang: NDArray[np.floatin
     Returns:
         (J, I) angstrom.
 
-    Source: Besl and McKay, IEEE Trans. PAMI 14 (1992) 239, for alternating between pairing and superposing.
+    Source: Besl and McKay, IEEE Trans. PAMI 14 (1992) 239, for superposing and choosing in turn.
     """
     exchanges = unit_symmetry(TopologyKey(tables.topology)).exchanges
-    y = np.asarray(reference_ang, dtype=np.float64)[:, None]
-    best = np.full((len(reference_ang), len(generated_ang)), np.inf)
-    for start in chain_starts(tables, reference_ang[0]):
-        x = np.broadcast_to(np.asarray(generated_ang, dtype=np.float64)[:, start], (len(y), *generated_ang.shape))
-        for _ in range(MAX_ROUNDS):
-            motion, rmsd = kabsch(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y))
-            fell = rmsd.numpy() < best
-            best = np.minimum(best, rmsd.numpy())
-            if not exchanges or not fell.any():
-                break
-            x = _traded(tables, exchanges, motion.apply(torch.from_numpy(np.ascontiguousarray(x))).numpy(), y)
-    return best
+    found = rmsd_matrix(reference_ang, generated_ang)
+    y, x = (np.asarray(part, dtype=np.float64) for part in (reference_ang, generated_ang))
+    y, x = y - y.mean(1, keepdims=True), x - x.mean(1, keepdims=True)
+    for start in chain_starts(tables, y[0]):
+        read = x[:, start]
+        for row, other in enumerate(y):
+            named = np.stack([_best_names(tables, exchanges, one, other) for one in read]) if exchanges else read
+            found[row] = np.minimum(found[row], rmsd_matrix(other[None], named)[0])
+    return found
 
 
-def _traded(
+def _best_names(
     tables: ChainTables, exchanges: tuple[Exchange, ...], x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Superposed chains (J, I, H, 3) with their atoms renamed after the nearest of y (J, 1, H, 3)."""
+    """A centred chain (H, 3) with its atoms renamed so that it superposes best on y (H, 3).
+
+    Every choice adds a 3 x 3 matrix sum x y^T to a total; the rotation gains its trace with the total.
+    """
+    places = [tables.slots[:, e.slots] for e in exchanges]  # (N, s)
+    offered = [x[tables.slots[:, e.images]] for e in exchanges]  # (N, P, s, 3)
+    gains = [np.einsum("npsa,nsb->npba", there, y[here]).reshape(*there.shape[:2], 9) for there, here in zip(offered, places, strict=True)]
+    still = np.ones(len(x), dtype=bool)
+    still[np.concatenate([here.ravel() for here in places])] = False
+    fixed = y[still].T @ x[still]
+    plain = y.T @ x
+    score = GRID.reshape(-1, 9) @ fixed.ravel()
+    for gain in gains:
+        score += (gain @ GRID.reshape(-1, 9).T).max(1).sum(0)
+    turn = np.concatenate([GRID[np.argsort(-score)[:NUM_STARTS]], _rotations(np.stack([plain, fixed]))])
+    for _ in range(MAX_ROUNDS):
+        picks = [(gain @ turn.reshape(-1, 9).T).argmax(1) for gain in gains]  # (N, starts)
+        total = fixed + sum(np.take_along_axis(gain, pick[..., None], 1).sum(0) for gain, pick in zip(gains, picks, strict=True)).reshape(
+            -1, 3, 3
+        )
+        again = _rotations(total)
+        if np.allclose(again, turn, rtol=0, atol=1e-9):
+            break
+        turn = again
+    best = int((total * again).sum((1, 2)).argmax())
     out = x.copy()
-    for exchange in exchanges:
-        places = tables.slots[:, exchange.slots]  # (N, s)
-        offered = x[:, :, tables.slots[:, exchange.images]]  # (J, I, N, P, s, 3)
-        cost = ((offered - y[:, :, places][:, :, :, None]) ** 2).sum((-2, -1))
-        pick = cost.argmin(-1)[..., None, None, None]
-        out[:, :, places] = np.take_along_axis(offered, pick, axis=3)[:, :, :, 0]
+    for here, there, pick in zip(places, offered, picks, strict=True):
+        out[here] = np.take_along_axis(there, pick[:, best, None, None, None], 1)[:, 0]
     return out
+
+
+def _rotations(total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S, 3, 3) sums y x^T -> the proper rotations of x with the largest trace."""
+    u, _, vt = np.linalg.svd(total)
+    u[..., 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
+    return np.asarray(u @ vt)
