@@ -7,9 +7,9 @@ A chain cannot be told from itself after
                        group, equal branches with all they carry. Every unit chooses for itself.
     reversal           where an automorphism of the unit swaps its two ends, caps included
 
-Exchanges that would turn or move a stereocentre are left out. Not covered: automorphisms that mix atoms of several units in another way
-(there are none where the units are joined by single bonds in a row, but for reversal), and more than MAX_MAPS automorphisms of a unit.
-A polymer whose ends differ by their caps (HO-[CH2CH2O]n-CH3) is not palindromic.
+Not covered: exchanges that would turn or move a stereocentre, those between a cap and a branch beside it (the methyl that ends
+poly(isobutylene) and its neighbours), and what lies beyond MAX_MAPS automorphisms of a unit. A polymer whose ends differ by their caps
+(HO-[CH2CH2O]n-CH3) is not palindromic.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from foundation.evaluation.metrics import rmsd_matrix
 
 MAX_MAPS = 2048
 MAX_ROUNDS = 20  # of choosing trades and superposing again
-GRID = Rotation.random(1000, rng=np.random.default_rng(0)).as_matrix()  # a rotation within about 25 degrees of any other
-NUM_STARTS = 16
+GRID_SIZE = 1000  # a rotation within about 25 degrees of any other
+NUM_STARTS = 16  # best ones of the grid that are followed to their maxima
 RESONANT = 9  # order of the bonds from an atom to its terminal atoms of one element
 
 
@@ -234,15 +234,15 @@ def _best_names(
     still[np.concatenate([here.ravel() for here in places])] = False
     fixed = y[still].T @ x[still]
     plain = y.T @ x
-    score = GRID.reshape(-1, 9) @ fixed.ravel()
+    grid = _grid()
+    score = grid.reshape(-1, 9) @ fixed.ravel()
     for gain in gains:
-        score += (gain @ GRID.reshape(-1, 9).T).max(1).sum(0)
-    turn = np.concatenate([GRID[np.argsort(-score)[:NUM_STARTS]], _rotations(np.stack([plain, fixed]))])
+        score += (gain @ grid.reshape(-1, 9).T).max(1).sum(0)
+    turn = np.concatenate([grid[np.argsort(-score)[:NUM_STARTS]], _rotations(np.stack([plain, fixed]))])
     for _ in range(MAX_ROUNDS):
         picks = [(gain @ turn.reshape(-1, 9).T).argmax(1) for gain in gains]  # (N, starts)
-        total = fixed + sum(np.take_along_axis(gain, pick[..., None], 1).sum(0) for gain, pick in zip(gains, picks, strict=True)).reshape(
-            -1, 3, 3
-        )
+        taken = [np.take_along_axis(gain, pick[..., None], 1).sum(0) for gain, pick in zip(gains, picks, strict=True)]
+        total = fixed + np.sum(taken, axis=0).reshape(-1, 3, 3)
         again = _rotations(total)
         if np.allclose(again, turn, rtol=0, atol=1e-9):
             break
@@ -252,6 +252,12 @@ def _best_names(
     for here, there, pick in zip(places, offered, picks, strict=True):
         out[here] = np.take_along_axis(there, pick[:, best, None, None, None], 1)[:, 0]
     return out
+
+
+@lru_cache(maxsize=1)
+def _grid() -> NDArray[np.float64]:
+    """(GRID_SIZE, 3, 3) the same rotations in every run."""
+    return np.asarray(Rotation.from_quat(np.random.default_rng(0).normal(size=(GRID_SIZE, 4))).as_matrix())
 
 
 def _rotations(total: NDArray[np.float64]) -> NDArray[np.float64]:
