@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,10 +40,14 @@ class Metric:
     failures: Literal["zero", "absent"] = "absent"
     group: str = "sound"
 
+    def described(self) -> dict[str, str]:
+        """What results.json says of the metric."""
+        return {**asdict(self), "failures": FAILURES[self.failures]}
+
 
 FAILURES = {
     "zero": "a failed conformation counts as 0",
-    "absent": "measured on the conformations that exist; a polymer without one is left out, and the row of failed conformations says how many",
+    "absent": "measured on the conformations that exist; a polymer without one is left out; the failure rate stands beside",
 }
 GROUPS: dict[str, dict[str, Metric]] = {
     "structure": {
@@ -108,8 +112,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "rmsd_precision_ang": Metric("angstrom", "mean over generated chains of the smallest such RMSD to a reference"),
         "emat_r_kcal_mol": Metric(
             "kcal/mol",
-            "mean over references of the smallest |difference of MMFF94s energy per atom| to a generated chain; hydrogens added and relaxed, "
-            "heavy atoms as they are, vacuum; the first conformations (protocol)",
+            "mean over references of the smallest |difference of MMFF94s energy per atom| to a generated chain; hydrogens added and "
+            "relaxed, heavy atoms as they are, vacuum; the first conformations (protocol)",
         ),
         "emat_p_kcal_mol": Metric("kcal/mol", "mean over generated chains of the smallest such difference to a reference"),
         "mmff_energy_per_atom_kcal_mol": Metric("kcal/mol", "median of the energies of emat_r_kcal_mol", "reference"),
@@ -125,8 +129,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "smat_p_legacy_ang": Metric("angstrom", "as rmsd_precision, likewise"),
         "emat_r_legacy_hartree": Metric(
             "hartree",
-            "mean over references of the smallest signed difference (generated - reference) of MMFF94 energy without hydrogens per heavy atom: "
-            "one low energy among the generated is enough",
+            "mean over references of the smallest signed difference (generated - reference) of MMFF94 energy without hydrogens per heavy "
+            "atom: one low energy among the generated is enough",
         ),
         "emat_p_legacy_hartree": Metric("hartree", "mean over generated chains of the smallest such difference: to the highest reference"),
     },

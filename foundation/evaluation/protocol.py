@@ -25,7 +25,7 @@ from foundation.errors import InputError
 from foundation.evaluation.baselines import LinkHistogram, baselines, train_histogram
 from foundation.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES, mean_over_polymers, pooled_divergence
 from foundation.evaluation.measure import BOND_ERROR_EDGES_ANG, MAX_ENERGIES, Attempts, Measurement, Reference, measure, reference_of
-from foundation.evaluation.metrics import FAILURES, METRICS, NUM_BINS
+from foundation.evaluation.metrics import METRICS, NUM_BINS
 from foundation.evaluation.mmff import MAX_ITERATIONS
 from foundation.sampling.request import NUM_SHAPES, ChainRequest
 from foundation.sampling.run import GeneratedChain, generate_chains
@@ -187,14 +187,7 @@ def summarise(records: Sequence[PolymerRecord], seed: int) -> dict[str, Any]:
                 estimate = mean_over_polymers(np.array([m.values.get(metric, np.nan) for m in own]), seed)
             if estimate.num_polymers:
                 row[method] = asdict(estimate)
-        table[metric] = {
-            "group": meaning.group,
-            "unit": meaning.unit,
-            "protocol": meaning.protocol,
-            "better": meaning.better,
-            "failures": FAILURES[meaning.failures],
-            "methods": row,
-        }
+        table[metric] = {**meaning.described(), "methods": row}
     return table
 
 
