@@ -49,14 +49,14 @@ def draw(results: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _torsion_maps(figure: Figure, results: dict[str, Any]) -> None:
-    """Consecutive link dihedrals as densities on one scale of colours, 1 where all angles are as frequent."""
+    """Consecutive link dihedrals as densities on one scale of colours, 1 where all angles are as frequent; white where none was seen."""
     from matplotlib.colors import LogNorm
 
     found = results["distributions"]["torsion_maps"]
     panels = figure.subplots(1, len(MAP_METHODS), sharex=True, sharey=True)
     for axes, method in zip(panels, MAP_METHODS, strict=True):
         counts = np.array(found["maps"].get(method, np.zeros((found["bins"],) * 2)))
-        density = counts * counts.size / max(counts.sum(), 1.0)
+        density = np.where(counts > 0, counts * counts.size / max(counts.sum(), 1.0), np.nan)
         image = axes.imshow(density.T, origin="lower", extent=(-180, 180, -180, 180), cmap="magma_r", norm=LogNorm(0.1, 100, clip=True))
         axes.set(xticks=np.arange(-180, 181, 90), yticks=np.arange(-180, 181, 90), xlabel="link dihedral i, degree")
         axes.set_title(f"{method}, {counts.sum():.0f} pairs", fontsize=10, loc="left")
