@@ -30,6 +30,7 @@ from foundation.evaluation.metrics import rmsd_matrix
 MAX_MAPS = 2048
 MAX_ROUNDS = 20  # of choosing trades and superposing again
 GRID_SIZE = 1000  # a rotation within about 25 degrees of any other
+MAX_PRODUCTS = 4_000_000  # choices times rotations that are held at once
 NUM_STARTS = 16  # best ones of the grid that are followed to their maxima
 RESONANT = 9  # order of the bonds from an atom to its terminal atoms of one element
 
@@ -235,9 +236,12 @@ def _best_names(
     fixed = y[still].T @ x[still]
     plain = y.T @ x
     grid = _grid()
-    score = grid.reshape(-1, 9) @ fixed.ravel()
+    rows = grid.reshape(-1, 9)
+    score = rows @ fixed.ravel()
     for gain in gains:
-        score += (gain @ grid.reshape(-1, 9).T).max(1).sum(0)
+        step = max(1, MAX_PRODUCTS // (gain.shape[0] * gain.shape[1]))
+        for first in range(0, GRID_SIZE, step):
+            score[first : first + step] += (gain @ rows[first : first + step].T).max(1).sum(0)
     turn = np.concatenate([grid[np.argsort(-score)[:NUM_STARTS]], _rotations(np.stack([plain, fixed]))])
     for _ in range(MAX_ROUNDS):
         picks = [(gain @ turn.reshape(-1, 9).T).argmax(1) for gain in gains]  # (N, starts)

@@ -11,7 +11,7 @@ from rdkit.Chem import rdMolAlign
 
 from data_shards.chem.chain import chain_mol
 from data_shards.schema import TopologyKey
-from foundation.evaluation import metrics
+from foundation.evaluation import metrics, symmetry
 from foundation.evaluation.chains import ChainTables, chain_tables
 from foundation.evaluation.measure import handedness
 from foundation.evaluation.symmetry import chain_starts, symmetric_rmsd_matrix, unit_symmetry
@@ -70,9 +70,8 @@ def mol_of(tables: ChainTables, x: np.ndarray) -> Chem.Mol:
 def test_exchanges_of_known_units(psmiles: str) -> None:
     request = request_of(psmiles, 3)
     tables = chain_tables(request.topology, 3)
-    symmetry = unit_symmetry(TopologyKey(tables.topology))
     sizes, backwards = COUNTS[psmiles]
-    assert sorted(len(e.images) for e in symmetry.exchanges) == sorted(sizes)
+    assert sorted(len(e.images) for e in unit_symmetry(TopologyKey(tables.topology)).exchanges) == sorted(sizes)
     assert backwards is None or (len(chain_starts(tables, chain_of(request))) == 2) == backwards
 
 
@@ -134,6 +133,15 @@ def test_never_above_the_plain_rmsd_and_deaf_to_names(psmiles: str) -> None:
     assert (found <= plain).all()
     start = chain_starts(tables, x[0])[-1]
     assert symmetric_rmsd_matrix(tables, x[:2], x[:2][:, start]) == pytest.approx(symmetric_rmsd_matrix(tables, x[:2], x[:2]), abs=1e-6)
+
+
+def test_long_chains_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_of("*CC(*)c1ccccc1", 8)
+    tables = chain_tables(request.topology, 8)
+    x = np.stack([chain_of(request, seed, 1.5) for seed in range(3)])
+    whole = symmetric_rmsd_matrix(tables, x[:1], x[1:])
+    monkeypatch.setattr(symmetry, "MAX_PRODUCTS", 16 * 37)
+    assert symmetric_rmsd_matrix(tables, x[:1], x[1:]) == pytest.approx(whole, abs=1e-12)
 
 
 @pytest.mark.parametrize(("tacticity", "allowed"), [("syndiotactic", True), ("isotactic", False)])
