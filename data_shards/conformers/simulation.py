@@ -29,6 +29,7 @@ class Simulation:
         platform: str = "CPU",
         integrator: Callable[[], Any] = lambda: openmm.VerletIntegrator(0.001),
         hydrogen_mass_da: float | None = None,
+        hold_heavy: bool = False,
     ) -> None:
         """
         Args:
@@ -38,6 +39,7 @@ class Simulation:
             platform: of OpenMM, or auto.
             integrator: makes one.
             hydrogen_mass_da: None: as in nature.
+            hold_heavy: minimisation moves the hydrogens only.
 
         Raises:
             PolymerError: no-force-field.
@@ -47,6 +49,8 @@ class Simulation:
         self.masses_da = atomic_masses_da(terms)
         if hydrogen_mass_da is not None:
             self.masses_da[terms.atom.values[:, 0] == 1] = hydrogen_mass_da
+        if hold_heavy:
+            self.masses_da[terms.atom.values[:, 0] != 1] = 0.0  # OpenMM leaves atoms without a mass where they are
         where = backbone_positions(topology, num_units)
         system = build_system(terms, self.masses_da, environment, positions_bonds=where)
         self.context = _context(system, integrator, platform)

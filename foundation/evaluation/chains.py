@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.chem.topology import rotatable_bonds
+from data_shards.conformers.statistics import backbone_path
 from data_shards.schema import UnitTopology, atom_owners, chain_bonds, chain_elements, unit_slots
 from foundation.geometry.assembly import assemble_links, chain_coordinates, chain_layout
 
@@ -53,6 +54,7 @@ class ChainTables:
         links: (N - 1, 4) atoms of the link dihedrals.
         torsions: (N, T, 4) atoms of the torsions inside units.
         elements: (H,) atomic numbers.
+        backbone: (P,) atoms on a shortest path from cap to cap.
     """
 
     topology: UnitTopology
@@ -65,6 +67,7 @@ class ChainTables:
     links: NDArray[np.int64]
     torsions: NDArray[np.int64]
     elements: NDArray[np.uint8]
+    backbone: NDArray[np.int64]
 
     @property
     def num_heavy_atoms(self) -> int:
@@ -101,6 +104,7 @@ def chain_tables(topology: UnitTopology, num_units: int) -> ChainTables:
         links,
         slots[:, torsions.astype(np.int64)],
         elements,
+        backbone_path(topology, num_units),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {
     "reference": "black",
@@ -18,6 +19,8 @@ COLOURS = {
     "train histogram": "#edae49",
     "extended": "#66a182",
 }
+TORSION_MAPS = "torsion_maps.png"
+MAP_METHODS = ("reference", "model", "random links")
 SIZE_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
 
 
@@ -39,7 +42,26 @@ def draw(results: dict[str, Any], folder: Path) -> list[str]:
         plot(figure.add_subplot(), results)
         figure.savefig(folder / name, dpi=150, metadata={"Software": None})
         names.append(name)
-    return names
+    figure = Figure(figsize=(10.0, 3.6), layout="constrained")
+    _torsion_maps(figure, results)
+    figure.savefig(folder / TORSION_MAPS, dpi=150, metadata={"Software": None})
+    return [*names, TORSION_MAPS]
+
+
+def _torsion_maps(figure: Figure, results: dict[str, Any]) -> None:
+    """Consecutive link dihedrals as densities on one scale of colours, 1 where all angles are as frequent; white where none was seen."""
+    from matplotlib.colors import LogNorm
+
+    found = results["distributions"]["torsion_maps"]
+    panels = figure.subplots(1, len(MAP_METHODS), sharex=True, sharey=True)
+    for axes, method in zip(panels, MAP_METHODS, strict=True):
+        counts = np.array(found["maps"].get(method, np.zeros((found["bins"],) * 2)))
+        density = np.where(counts > 0, counts * counts.size / max(counts.sum(), 1.0), np.nan)
+        image = axes.imshow(density.T, origin="lower", extent=(-180, 180, -180, 180), cmap="magma_r", norm=LogNorm(0.1, 100, clip=True))
+        axes.set(xticks=np.arange(-180, 181, 90), yticks=np.arange(-180, 181, 90), xlabel="link dihedral i, degree")
+        axes.set_title(f"{method}, {counts.sum():.0f} pairs", fontsize=10, loc="left")
+    panels[0].set_ylabel("link dihedral i + 1, degree")
+    figure.colorbar(image, ax=panels, label="density / uniform")
 
 
 def _links(axes: Axes, results: dict[str, Any]) -> None:

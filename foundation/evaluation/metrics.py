@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,50 +31,115 @@ class Metric:
         protocol: how it is measured, one sentence.
         better: low, high, or neither where only the distance from the reference counts.
         failures: how a conformation that failed enters: zero (a fraction of the attempts) or absent (measured on those that exist).
+        group: section of the table.
     """
 
     unit: str
     protocol: str
     better: Literal["low", "high", "reference"] = "low"
     failures: Literal["zero", "absent"] = "absent"
+    group: str = "sound"
+
+    def described(self) -> dict[str, str]:
+        """What results.json says of the metric."""
+        return {**asdict(self), "failures": FAILURES[self.failures]}
 
 
-METRICS: dict[str, Metric] = {
-    "bond_mae_mmff_ang": Metric("angstrom", "mean |length - MMFF94 equilibrium| over bonds between heavy atoms"),
-    "bond_within_mmff_fraction": Metric(
-        "fraction", f"bonds within {BOND_TOLERANCE_ANG:g} angstrom of MMFF94 equilibrium, of all attempted", "high", "zero"
-    ),
-    "bond_mae_reference_ang": Metric("angstrom", "mean |length - mean length of the same bond of the unit in the references|"),
-    "angle_mae_mmff_deg": Metric("degree", "mean |angle - MMFF94 equilibrium| over angles between heavy atoms"),
-    "angle_mae_reference_deg": Metric("degree", "mean |angle - mean of the same angle of the unit in the references|"),
-    "junction_tail_residual_ang": Metric("angstrom", "largest |length nbr1-star1 in unit i - assembled bond to unit i+1| of all junctions"),
-    "junction_head_residual_ang": Metric("angstrom", "largest |length star0-nbr0 in unit i+1 - assembled bond to unit i| of all junctions"),
-    "junction_angle_residual_deg": Metric("degree", "largest change of an angle at a junction by assembly, both sides"),
-    "clash_rate_per_heavy_atom": Metric("clashes / heavy atom", "heavy-atom pairs more than three bonds apart and too close (protocol)"),
-    "link_dihedral_jsd_bits": Metric("bit", f"Jensen-Shannon divergence of link dihedrals, {NUM_BINS} bins, logarithm to base 2"),
-    "link_dihedral_pooled_jsd_bits": Metric("bit", "likewise with the link dihedrals of all polymers in one histogram"),
-    "unit_torsion_jsd_bits": Metric("bit", "as link_dihedral_jsd for each rotatable bond inside the unit, mean over bonds"),
-    "radius_of_gyration_ang": Metric("angstrom", "root mean square distance of heavy atoms from their centroid", "reference"),
-    "radius_of_gyration_error": Metric("fraction", "|mean radius of gyration / that of the references - 1|"),
-    "end_to_end_ang": Metric("angstrom", "distance between the two end caps", "reference"),
-    "end_to_end_error": Metric("fraction", "|root mean square end-to-end distance / that of the references - 1|"),
-    "rmsd_recall_ang": Metric("angstrom", "mean over references of the smallest plain Kabsch RMSD to a generated chain"),
-    "rmsd_precision_ang": Metric("angstrom", "mean over generated chains of the smallest plain Kabsch RMSD to a reference"),
-    "smat_r_ang": Metric("angstrom", "as rmsd_recall with up to five cycles of outlier rejection (published protocol)"),
-    "smat_p_ang": Metric("angstrom", "as rmsd_precision with up to five cycles of outlier rejection (published protocol)"),
-    "connectivity_exact_fraction": Metric(
-        "fraction",
-        f"conformations whose bonds, read as distances below {COVALENT_FACTOR:g} x covalent radii, are true",
-        "high",
-        "zero",
-    ),
-    "connectivity_wrong_fraction": Metric("fraction", "bonds missing or too many when read from distances / true bonds"),
-    "mmff_energy_per_atom_kcal_mol": Metric(
-        "kcal/mol", "median MMFF94s energy in vacuum / atoms, hydrogens placed by RDKit, of the first conformations", "reference"
-    ),
-    "mmff_energy_error_kcal_mol": Metric("kcal/mol", "|mmff_energy_per_atom - that of the references|"),
-    "chirality_kept_fraction": Metric("fraction", "stereocentres with the handedness asked for, of all attempted", "high", "zero"),
+FAILURES = {
+    "zero": "a failed conformation counts as 0",
+    "absent": "measured on the conformations that exist; a polymer without one is left out; the failure rate stands beside",
 }
+GROUPS: dict[str, dict[str, Metric]] = {
+    "structure": {
+        "bond_mae_mmff_ang": Metric("angstrom", "mean |length - MMFF94 equilibrium| over bonds between heavy atoms"),
+        "bond_within_mmff_fraction": Metric(
+            "fraction", f"bonds within {BOND_TOLERANCE_ANG:g} angstrom of MMFF94 equilibrium, of all attempted", "high", "zero"
+        ),
+        "bond_mae_reference_ang": Metric("angstrom", "mean |length - mean length of the same bond of the unit in the references|"),
+        "angle_mae_mmff_deg": Metric("degree", "mean |angle - MMFF94 equilibrium| over angles between heavy atoms"),
+        "angle_mae_reference_deg": Metric("degree", "mean |angle - mean of the same angle of the unit in the references|"),
+        "junction_tail_residual_ang": Metric(
+            "angstrom", "largest |length nbr1-star1 in unit i - assembled bond to unit i+1| of all junctions"
+        ),
+        "junction_head_residual_ang": Metric(
+            "angstrom", "largest |length star0-nbr0 in unit i+1 - assembled bond to unit i| of all junctions"
+        ),
+        "junction_angle_residual_deg": Metric("degree", "largest change of an angle at a junction by assembly, both sides"),
+        "clash_rate_per_heavy_atom": Metric(
+            "clashes / heavy atom", "heavy-atom pairs more than three bonds apart and too close (protocol)"
+        ),
+        "connectivity_exact_fraction": Metric(
+            "fraction",
+            f"conformations whose bonds, read as distances below {COVALENT_FACTOR:g} x covalent radii, are true",
+            "high",
+            "zero",
+        ),
+        "connectivity_wrong_fraction": Metric("fraction", "bonds missing or too many when read from distances / true bonds"),
+        "chirality_kept_fraction": Metric("fraction", "stereocentres with the handedness asked for, of all attempted", "high", "zero"),
+        "tacticity_kept_fraction": Metric(
+            "fraction",
+            "dyads (same stereocentre of neighbouring units) that are meso or racemo as asked for, of all attempted",
+            "high",
+            "zero",
+        ),
+    },
+    "distribution": {
+        "link_dihedral_jsd_bits": Metric("bit", f"Jensen-Shannon divergence of link dihedrals, {NUM_BINS} bins, logarithm to base 2"),
+        "link_dihedral_pooled_jsd_bits": Metric("bit", "likewise with the link dihedrals of all polymers in one histogram"),
+        "unit_torsion_jsd_bits": Metric("bit", "as link_dihedral_jsd for each rotatable bond inside the unit, mean over bonds"),
+    },
+    "size": {
+        "radius_of_gyration_ang": Metric("angstrom", "root mean square distance of heavy atoms from their centroid", "reference"),
+        "radius_of_gyration_error": Metric("fraction", "|mean radius of gyration / that of the references - 1|"),
+        "end_to_end_ang": Metric("angstrom", "distance between the two end caps", "reference"),
+        "end_to_end_error": Metric("fraction", "|root mean square end-to-end distance / that of the references - 1|"),
+        "characteristic_ratio": Metric(
+            "1", "C_n = mean square end-to-end distance / sum of squared bonds along the backbone from cap to cap", "reference"
+        ),
+        "persistence_length_ang": Metric(
+            "angstrom",
+            "projection of half a backbone on its first bond, mean over starting bonds and both directions, read as a worm-like chain's",
+            "reference",
+        ),
+        "persistence_length_error_ang": Metric("angstrom", "|persistence_length - that of the references|"),
+    },
+    "sound": {
+        "rmsd_recall_ang": Metric(
+            "angstrom",
+            "mean over references of the smallest Kabsch RMSD of all heavy atoms to a generated chain, the best over the symmetries of the "
+            "chain: exchanges of like atoms and branches inside each unit, and reversal where the chain reads the same backwards",
+        ),
+        "rmsd_precision_ang": Metric("angstrom", "mean over generated chains of the smallest such RMSD to a reference"),
+        "emat_r_kcal_mol": Metric(
+            "kcal/mol",
+            "mean over references of the smallest |difference of MMFF94s energy per atom| to a generated chain; hydrogens added and "
+            "relaxed, heavy atoms as they are, vacuum; the first conformations (protocol)",
+        ),
+        "emat_p_kcal_mol": Metric("kcal/mol", "mean over generated chains of the smallest such difference to a reference"),
+        "mmff_energy_per_atom_kcal_mol": Metric("kcal/mol", "median of the energies of emat_r_kcal_mol", "reference"),
+        "mmff_energy_error_kcal_mol": Metric("kcal/mol", "|mmff_energy_per_atom - that of the references|"),
+        "nll_nats_per_heavy_atom": Metric(
+            "nat", "mean over references of -log density under the model / heavy atoms; only of objectives that have a density"
+        ),
+    },
+    "legacy": {
+        "smat_r_legacy_ang": Metric(
+            "angstrom", "as rmsd_recall without symmetries, after up to five cycles that drop atoms farther off than twice the RMSD"
+        ),
+        "smat_p_legacy_ang": Metric("angstrom", "as rmsd_precision, likewise"),
+        "emat_r_legacy_hartree": Metric(
+            "hartree",
+            "mean over references of the smallest signed difference (generated - reference) of MMFF94 energy without hydrogens per heavy "
+            "atom: one low energy among the generated is enough",
+        ),
+        "emat_p_legacy_hartree": Metric("hartree", "mean over generated chains of the smallest such difference: to the highest reference"),
+    },
+    "cost": {
+        "seconds_per_conformation": Metric("s", "wall time of making conformations / conformations attempted, in batches, on this machine"),
+        "network_calls_per_conformation": Metric("1", "forward passes of score networks that a conformation went through, in batches"),
+    },
+}
+METRICS: dict[str, Metric] = {name: replace(metric, group=group) for group, members in GROUPS.items() for name, metric in members.items()}
 
 
 def distances(x_ang: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -105,11 +170,21 @@ def class_means(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDAr
 
 def histogram(angle_rad: NDArray[np.floating]) -> NDArray[np.float64]:
     """(..., M) angles -> (..., NUM_BINS) counts over (-pi, pi]."""
-    place = np.clip(np.floor((angle_rad + np.pi) / (2 * np.pi) * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+    place = _bins(angle_rad)
     rows = place.reshape(math.prod(place.shape[:-1]), place.shape[-1])
     flat = rows + np.arange(len(rows))[:, None] * NUM_BINS
     counts = np.bincount(flat.ravel(), minlength=len(rows) * NUM_BINS).astype(np.float64)
     return counts.reshape(*place.shape[:-1], NUM_BINS)
+
+
+def histogram_of_pairs(first_rad: NDArray[np.floating], second_rad: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(M,) and (M,) angles -> (NUM_BINS, NUM_BINS) counts, the first along rows, bins as in histogram."""
+    place = _bins(first_rad) * NUM_BINS + _bins(second_rad)
+    return np.bincount(place, minlength=NUM_BINS**2).astype(np.float64).reshape(NUM_BINS, NUM_BINS)
+
+
+def _bins(angle_rad: NDArray[np.floating]) -> NDArray[np.int64]:
+    return np.clip(np.floor((angle_rad + np.pi) / (2 * np.pi) * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
 
 
 def jensen_shannon_bits(p: NDArray[np.floating], q: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -173,9 +248,17 @@ def recall_and_precision(matrix: NDArray[np.floating]) -> tuple[float, float]:
     return float(matrix.min(axis=1).mean()), float(matrix.min(axis=0).mean())
 
 
-def energy_recall_and_precision(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> tuple[float, float]:
-    """E-MAT of the published protocol: signed differences of energies per atom, (J,) and (I,) -> recall, precision in the same unit."""
-    return recall_and_precision(generated[None, :] - reference[:, None])
+def signed_energies(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> NDArray[np.float64]:
+    """E-MAT of the published protocol: (J,) and (I,) energies per atom -> (J, I) signed differences, generated - reference.
+
+    Its recall is min(generated) - mean(reference) and its precision mean(generated) - max(reference).
+    """
+    return np.asarray(generated[None, :] - reference[:, None])
+
+
+def absolute_energies(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Sound E-MAT: (J,) and (I,) energies per atom -> (J, I) distances; an energy too low is as wrong as one too high."""
+    return np.abs(signed_energies(reference, generated))
 
 
 def bonds_from_distances(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating]) -> NDArray[np.int64]:

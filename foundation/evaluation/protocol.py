@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,15 @@ from data_shards.errors import PolymerError
 from data_shards.progress import Progress
 from data_shards.reader import ShardSet
 from data_shards.schema import PolymerSample
+from foundation.data.collate import collate, featurise
 from foundation.errors import InputError
 from foundation.evaluation.baselines import LinkHistogram, baselines, train_histogram
 from foundation.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES, mean_over_polymers, pooled_divergence
-from foundation.evaluation.measure import BOND_ERROR_EDGES_ANG, Attempts, Measurement, Reference, measure, reference_of
+from foundation.evaluation.measure import BOND_ERROR_EDGES_ANG, MAX_ENERGIES, Attempts, Measurement, Reference, measure, reference_of
 from foundation.evaluation.metrics import METRICS, NUM_BINS
+from foundation.evaluation.mmff import MAX_ITERATIONS
 from foundation.sampling.request import NUM_SHAPES, ChainRequest
-from foundation.sampling.run import generate_chains
+from foundation.sampling.run import GeneratedChain, generate_chains
 
 MODEL, REFERENCE, GROW = "model", "reference", "grow engine"
 POOLED = "link_dihedral_pooled_jsd_bits"
@@ -87,13 +91,15 @@ def evaluate(model: Any, shards: ShardSet, settings: Settings, device: torch.dev
     with bars.stage("evaluate", len(samples)) as stage:
         made = generated(model, samples, references, settings, device)
         for sample, reference, attempts in zip(samples, references, made, strict=True):
+            density = likelihood(model, sample, device)
             methods = {
-                MODEL: measure(reference, attempts),
+                MODEL: measure(reference, replace(attempts, known=attempts.known | density)),
                 REFERENCE: measure(reference, Attempts(reference.x_ang), against_reference=False),
-                GROW: measure(reference, grown(sample, settings)),
+                GROW: measure(reference, timed(partial(grown, sample, settings))),
             }
             for name, method in baselines(histogram):
-                methods[name] = measure(reference, method(sample, reference.handedness, settings.num, settings.seed))
+                attempt = partial(method, sample, reference.handedness, settings.num, settings.seed)
+                methods[name] = measure(reference, timed(attempt))
             topology = sample.topology
             records.append(PolymerRecord(sample.key, topology.psmiles, sample.num_units, reference.link_counts, methods))
             stage.advance(1, topology.psmiles[:40])
@@ -117,7 +123,33 @@ def generated(
             np.stack(x_ang) if x_ang else np.zeros((0, request.num_heavy_atoms, 3)),
             tuple(chain.reason for chain in own if chain.reason is not None),
             np.stack(shapes) if shapes else None,
+            cost_of(own),
         )
+
+
+def cost_of(chains: Sequence[GeneratedChain]) -> dict[str, float]:
+    """Means over conformations, those that failed included; calls are absent where the objective names no score network."""
+    cost = {"seconds_per_conformation": float(np.mean([chain.seconds for chain in chains]))}
+    calls = float(np.mean([chain.network_calls for chain in chains]))
+    return cost | ({"network_calls_per_conformation": calls} if calls else {})
+
+
+def timed(method: Callable[[], Attempts]) -> Attempts:
+    """What a method makes, with the wall time that it took."""
+    began = time.perf_counter()
+    attempts = method()
+    seconds = (time.perf_counter() - began) / max(attempts.num_attempted, 1)
+    return replace(attempts, known=attempts.known | {"seconds_per_conformation": seconds})
+
+
+def likelihood(model: Any, sample: PolymerSample, device: torch.device) -> dict[str, float]:
+    """How probable the references are under the model; empty where it has no density."""
+    if not model.capabilities.likelihood:
+        return {}
+    batch = collate([featurise(sample, k) for k in range(len(sample.heavy_ang))]).to(device)
+    with torch.no_grad():
+        nats = model.log_prob(batch).double().cpu().numpy()
+    return {"nll_nats_per_heavy_atom": float(-nats.mean() / sample.heavy_ang.shape[1])}
 
 
 def grown(sample: PolymerSample, settings: Settings) -> Attempts:
@@ -155,7 +187,7 @@ def summarise(records: Sequence[PolymerRecord], seed: int) -> dict[str, Any]:
                 estimate = mean_over_polymers(np.array([m.values.get(metric, np.nan) for m in own]), seed)
             if estimate.num_polymers:
                 row[method] = asdict(estimate)
-        table[metric] = {"unit": meaning.unit, "protocol": meaning.protocol, "better": meaning.better, "methods": row}
+        table[metric] = {**meaning.described(), "methods": row}
     return table
 
 
@@ -185,6 +217,8 @@ def results_of(
             "aggregation": "mean over the conformations of a polymer, then mean over polymers",
             "interval": f"{COVERAGE:.0%} percentile bootstrap over polymers, {NUM_RESAMPLES} resamples, seed {settings.seed}",
             "failures": "stay in the denominator: fractions count a failed conformation as zero, other numbers are of those that exist",
+            "legacy": "as published, to compare with published numbers; decide by the sound metrics",
+            "energies": f"of the first {MAX_ENERGIES} conformations (legacy: all); hydrogens relax for at most {MAX_ITERATIONS} iterations",
             "divergence": "two finite samples of one law differ too: the grow engine's column is the floor where references are grown",
             "clash": f"closer than {HEAVY_CLASH_FACTOR:g} x the sum of van der Waals radii, more than three bonds apart, heavy atoms",
             "library_shapes": f"{NUM_SHAPES} relaxed RDKit shapes a polymer for the baselines",
@@ -200,6 +234,8 @@ def results_of(
             "link_bins": NUM_BINS,
             "bond_error_edges_ang": BOND_ERROR_EDGES_ANG.tolist(),
             "bond_error_counts": {m: _total(r.methods[m].bond_error_counts for r in records) for m in methods},
+            "torsion_maps": {"bins": NUM_BINS, "maps": {m: _total(r.methods[m].link_pair_counts for r in records) for m in methods}},
+            "radius_of_gyration_ang": {m: [round(v, 3) for r in records for v in r.methods[m].size_ang] for m in methods},
             "size_ratio": {m: [round(v, 4) for r in records for v in r.methods[m].size_ratio] for m in methods},
         },
         "polymers": [
@@ -216,5 +252,6 @@ def results_of(
     }
 
 
-def _total(counts: Iterable[NDArray[np.float64]]) -> list[float]:
-    return [float(value) for value in np.sum(list(counts), axis=0)]
+def _total(counts: Iterable[NDArray[np.float64]]) -> list[Any]:
+    total: list[Any] = np.sum(list(counts), axis=0).tolist()
+    return total

@@ -23,7 +23,7 @@ def _short(value: float) -> str:
 
 
 def rows(results: dict[str, Any], intervals: int) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: metric, unit, a cell for each method, polymers that have the metric.
+    """Header and rows: group, metric, unit, a cell for each method, polymers that have the metric.
 
     Args:
         results: content of results.json.
@@ -31,17 +31,17 @@ def rows(results: dict[str, Any], intervals: int) -> tuple[list[str], list[list[
     """
     methods = list(results["attempts"])
     attempts, num_polymers = results["attempts"], str(results["protocol"]["num_polymers"])
-    header = ["metric", "unit", *methods, "polymers"]
+    header = ["group", "metric", "unit", *methods, "polymers"]
     body = [
-        ["conformations attempted", "", *(str(attempts[m]["attempted"]) for m in methods), num_polymers],
-        ["conformations failed", "", *(str(attempts[m]["failed"]) for m in methods), ""],
+        ["", "conformations attempted", "", *(str(attempts[m]["attempted"]) for m in methods), num_polymers],
+        ["", "conformations failed", "", *(str(attempts[m]["failed"]) for m in methods), ""],
     ]
     for name, metric in results["metrics"].items():
         own = metric["methods"]
         if own:
             most = max(estimate["num_polymers"] for estimate in own.values())
             cells = (number(own.get(m), k < intervals) for k, m in enumerate(methods))
-            body.append([name, metric["unit"], *cells, str(most)])
+            body.append([metric["group"], name, metric["unit"], *cells, str(most)])
     return header, body
 
 
@@ -53,8 +53,10 @@ def show(results: dict[str, Any]) -> None:
     header, body = rows(results, 1)
     table = Table(title=f"{results['protocol']['num_polymers']} polymers, {results['settings']['split']} split", title_justify="left")
     for index, title in enumerate(header):
-        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=index in (0, 2))
-    for row in body:
+        table.add_column(title, justify="left" if index < 3 else "right", no_wrap=index in (1, 3))
+    for before, row in zip([body[0], *body], body, strict=False):
+        if row[0] != before[0]:
+            table.add_section()
         table.add_row(*row)
     screen = Console()
     (screen if screen.is_terminal else Console(width=WIDTH)).print(table)
@@ -75,14 +77,17 @@ def markdown(results: dict[str, Any], figures: list[str]) -> str:
         f"{results['settings']['num']} conformations each. Commit {results['commit']}.",
         "",
         "| " + " | ".join(header) + " |",
-        "|" + "|".join(["---", "---", *["---:"] * (len(header) - 2)]) + "|",
+        "|" + "|".join(["---", "---", "---", *["---:"] * (len(header) - 3)]) + "|",
         *("| " + " | ".join(row) + " |" for row in body),
         "",
         *(f"- {name.replace('_', ' ')}: {text}" for name, text in results["protocol"].items()),
         "",
-        "| metric | how it is measured |",
-        "|---|---|",
-        *(f"| {name} | {metric['protocol'].replace('|', chr(92) + '|')} |" for name, metric in results["metrics"].items()),
+        "| metric | how it is measured | conformations that failed |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {metric['protocol'].replace('|', chr(92) + '|')} | {metric['failures']} |"
+            for name, metric in results["metrics"].items()
+        ),
         "",
         *(f"![{name}]({name})" for name in figures),
         "",

@@ -44,7 +44,7 @@ class Samples:
         failures: one entry for each chain that failed.
         x_unit_ang, link_dihedral_rad: the unit shapes (N, 3) and junction angles (U,) that the chains were assembled from, in the
             packed layout of the condition repeated num times chain by chain; None where the objective has no units.
-        info: numbers worth recording (network calls, clashes resolved, ...).
+        info: numbers worth recording (clashes resolved, ...).
     """
 
     x_ang: Tensor
@@ -75,7 +75,11 @@ class Capabilities:
 
 @runtime_checkable
 class Objective(Protocol):
-    """An nn.Module with these methods. ``forward`` is ``loss`` so that distributed engines can wrap the module."""
+    """An nn.Module with these methods. ``forward`` is ``loss`` so that distributed engines can wrap the module.
+
+    An objective may also have ``score_networks``, the modules whose forward passes are counted as network calls, and, with
+    ``capabilities.likelihood``, ``log_prob(batch)``: (B,) log density in nat of the batch's heavy-atom coordinates.
+    """
 
     capabilities: Capabilities
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +32,8 @@ class GeneratedChain:
         x_ang: (H, 3) float64 heavy atoms in schema order, or None.
         x_unit_ang: (N, n, 3) unit shapes that the chain was assembled from, or None where the objective has no units.
         reason: None, or why x_ang is None.
+        seconds: wall time of its batch / conformations of the batch.
+        network_calls: forward passes of the objective's score networks that its batch took; 0 where it names none.
     """
 
     request: int
@@ -36,6 +41,8 @@ class GeneratedChain:
     x_ang: NDArray[np.float64] | None
     x_unit_ang: NDArray[np.float64] | None = None
     reason: str | None = None
+    seconds: float = 0.0
+    network_calls: int = 0
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,8 +120,9 @@ def _sample(
     packed = collate_conditions([conditions[int(index)] for index in distinct])
     condition = select_chains(packed, torch.from_numpy(place.astype(np.int64))).to(device)
     rng = torch.Generator(device).manual_seed(stream_of(*key))
+    began = time.perf_counter()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), counted_calls(model) as calls:
             samples = model.sample(condition, 1, rng)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
@@ -122,11 +130,31 @@ def _sample(
         half = len(batch) // 2
         first = _sample(model, requests, batch[:half], conditions, (*key, 0), device)
         return first + _sample(model, requests, batch[half:], conditions, (*key, 1), device)
-    return _unpack(samples, condition, requests, batch)
+    x_ang = samples.x_ang.double().cpu().numpy()  # waits for the device
+    cost = (time.perf_counter() - began) / len(batch), len(calls)
+    return _unpack(samples, x_ang, condition, requests, batch, cost)
 
 
-def _unpack(samples: Samples, condition: Condition, requests: Sequence[ChainRequest], batch: list[tuple[int, int]]) -> list[GeneratedChain]:
-    x_ang = samples.x_ang.double().cpu().numpy()
+@contextmanager
+def counted_calls(model: Any) -> Iterator[list[int]]:
+    """A list that grows by one with every forward pass of the objective's score networks."""
+    calls: list[int] = []
+    hooks = [network.register_forward_hook(lambda *_: calls.append(1)) for network in getattr(model, "score_networks", ())]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _unpack(
+    samples: Samples,
+    x_ang: NDArray[np.float64],
+    condition: Condition,
+    requests: Sequence[ChainRequest],
+    batch: list[tuple[int, int]],
+    cost: tuple[float, int],
+) -> list[GeneratedChain]:
     heavy = samples.chain_ptr.tolist()
     x_unit = None if samples.x_unit_ang is None else samples.x_unit_ang.double().cpu().numpy()
     units = condition.atom_ptr[condition.chain_ptr].tolist()
@@ -140,8 +168,8 @@ def _unpack(samples: Samples, condition: Condition, requests: Sequence[ChainRequ
         if reason is None and not np.isfinite(place).all():
             reason = "coordinates are not finite"
         if reason is not None:
-            chains.append(GeneratedChain(request, conformation, None, None, reason))
+            chains.append(GeneratedChain(request, conformation, None, None, reason, *cost))
             continue
         shapes = None if x_unit is None else x_unit[units[row] : units[row + 1]].reshape(requests[request].num_units, -1, 3)
-        chains.append(GeneratedChain(request, conformation, place, shapes))
+        chains.append(GeneratedChain(request, conformation, place, shapes, None, *cost))
     return chains

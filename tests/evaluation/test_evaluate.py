@@ -7,16 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_shards.errors import PolymerError
 from data_shards.reader import ShardSet
+from foundation.batch import Batch, Condition
 from foundation.errors import InputError
 from foundation.evaluate import app
 from foundation.evaluation import baselines, figures, metrics, protocol, table
 from foundation.evaluation.baselines import LinkHistogram, pick_shapes, random_links, train_histogram
 from foundation.evaluation.chains import chain_tables
 from foundation.evaluation.measure import link_counts, measure, reference_of
-from tests.sampling.conftest import LibraryObjective, run_command
+from foundation.objectives.base import Capabilities, Samples
+from foundation.objectives.polyconfm.config import PolyConFMConfig
+from foundation.objectives.polyconfm.model import PolyConFM
+from foundation.sampling.run import generate_chains
+from tests.sampling.conftest import LibraryObjective, request_of, run_command
 
 
 @pytest.fixture
@@ -150,6 +156,8 @@ def test_command_end_to_end(shards: ShardSet, model: LibraryObjective, tmp_path:
     for name, metric in results["metrics"].items():
         assert metric["unit"], name
         assert metric["protocol"], name
+        assert metric["failures"] in metrics.FAILURES.values(), name
+        assert metric["group"] in metrics.GROUPS, name
         for estimate in metric["methods"].values():
             assert estimate["low"] <= estimate["value"] <= estimate["high"], name
     link = results["metrics"]["link_dihedral_jsd_bits"]["methods"]
@@ -157,20 +165,52 @@ def test_command_end_to_end(shards: ShardSet, model: LibraryObjective, tmp_path:
     assert results["metrics"]["connectivity_exact_fraction"]["methods"]["grow engine"]["value"] == 1
     assert results["metrics"]["chirality_kept_fraction"]["methods"]["model"]["num_polymers"] == 1, "two of three have no stereocentre"
     page = (out / "table.md").read_text()
-    for name in ("link_dihedrals.png", "chain_size.png", "bond_errors.png"):
+    for name in ("link_dihedrals.png", "chain_size.png", "bond_errors.png", "torsion_maps.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert f"![{name}]({name})" in page
-    assert "| link_dihedral_jsd_bits | bit |" in page
+    assert "| distribution | link_dihedral_jsd_bits | bit |" in page
+    assert "| legacy | smat_r_legacy_ang | angstrom |" in page
+    assert "| sound | rmsd_recall_ang | angstrom |" in page
     assert "conformations attempted" in capsys.readouterr().out
+    check_distributions(results, methods)
     assert command(shards, out) == 2
     assert "holds results.json already; choose another --out or pass --overwrite" in capsys.readouterr().err
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     assert command(shards, tmp_path / "again") == 0
     second = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
-    changed = [name for name in first if first[name] != second[name] and name != "results.json"]
-    assert changed == []
-    again = json.loads(second["results.json"])
-    assert {k: v for k, v in again.items() if k != "command"} == {k: v for k, v in results.items() if k != "command"}
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed <= {"results.json", "table.md"}
+    assert without_seconds(first["table.md"].decode()) == without_seconds(second["table.md"].decode())
+    assert timeless(json.loads(second["results.json"])) == timeless(results)
+
+
+def check_distributions(results: dict, methods: list[str]) -> None:
+    """The samples that the report draws: three polymers of six written units, three conformations each."""
+    junctions = sum(p["num_units"] - 2 for p in results["polymers"]) * 3
+    maps = results["distributions"]["torsion_maps"]
+    assert maps["bins"] == 36
+    assert list(maps["maps"]) == methods
+    for method, counts in maps["maps"].items():
+        assert np.array(counts).shape == (36, 36), method
+        assert np.sum(counts) == junctions, method
+    sizes = results["distributions"]["radius_of_gyration_ang"]
+    assert {method: len(values) for method, values in sizes.items()} == dict.fromkeys(methods, 9)
+    means = [np.mean(sizes["reference"][3 * k : 3 * k + 3]) for k in range(3)]
+    assert results["metrics"]["radius_of_gyration_ang"]["methods"]["reference"]["value"] == pytest.approx(np.mean(means), abs=1e-3)
+
+
+def without_seconds(page: str) -> list[str]:
+    return [line for line in page.splitlines() if "seconds_per_conformation" not in line]
+
+
+def timeless(results: dict) -> dict:
+    """Without the command line and the seconds, which no seed fixes."""
+    kept = {k: v for k, v in results.items() if k != "command"}
+    kept["metrics"] = {k: v for k, v in kept["metrics"].items() if k != "seconds_per_conformation"}
+    for polymer in kept["polymers"]:
+        for method in polymer["methods"].values():
+            method["values"].pop("seconds_per_conformation", None)
+    return kept
 
 
 @pytest.mark.parametrize("wish", [(), ("--no-track",)])
@@ -197,7 +237,74 @@ def test_a_model_that_fails_is_not_flattered(shards: ShardSet, model: LibraryObj
     bonds = results["metrics"]["bond_within_mmff_fraction"]["methods"]["model"]
     assert bonds["value"] == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert results["metrics"]["rmsd_recall_ang"]["methods"]["model"]["num_polymers"] == 2
-    assert "model" in table.markdown(results, [])
+    page = table.markdown(results, [])
+    failed = next(line for line in page.splitlines() if "conformations failed" in line)
+    assert [cell.strip() for cell in failed.split("|")][4:6] == ["4", "0"], "the model and the references"
+    for name, metric in metrics.METRICS.items():
+        found = [p["methods"]["model"]["values"].get(name) for p in results["polymers"]]
+        assert f"| {name} |" in page
+        if metric.failures == "zero" and found[0] is not None:
+            assert found[0] <= 2 / 3, name
+        if name not in COSTS and metric.failures == "absent":
+            assert found[1] is None, f"{name} of a polymer without a single chain"
+
+
+COSTS = ("seconds_per_conformation", "network_calls_per_conformation")
+
+
+class Scored(LibraryObjective):
+    """A model with a score network that sampling calls five times, and a density: normal about the origin of every coordinate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Identity()
+        self.capabilities = Capabilities(likelihood=True, needs_seed_conformers=True)
+
+    @property
+    def score_networks(self) -> tuple[torch.nn.Module, ...]:
+        return (self.head,)
+
+    def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples:
+        for _ in range(5):
+            self.head(torch.zeros(1))
+        return super().sample(condition, num, rng)
+
+    def log_prob(self, batch: Batch) -> torch.Tensor:
+        return -2.5 * (batch.num_units * (batch.atoms_per_unit[batch.chain_ptr[:-1]] - 2) + 2).double()
+
+
+def test_cost_and_likelihood(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("foundation.train.checkpoint.load_model", lambda path: (Scored(), None))
+    assert command(shards, tmp_path / "e") == 0
+    found = json.loads((tmp_path / "e" / "results.json").read_text())["metrics"]
+    calls = found["network_calls_per_conformation"]["methods"]
+    assert set(calls) == {"model"}
+    assert calls["model"]["value"] == 5
+    assert {m for m, e in found["seconds_per_conformation"]["methods"].items() if e["value"] > 0} == {
+        "model",
+        "grow engine",
+        "random links",
+        "train histogram",
+        "extended",
+    }
+    assert found["nll_nats_per_heavy_atom"]["methods"]["model"]["value"] == pytest.approx(2.5)
+    assert set(found["nll_nats_per_heavy_atom"]["methods"]) == {"model"}
+
+
+def test_a_model_without_density_or_score_networks_has_neither_number(shards: ShardSet, model: LibraryObjective, tmp_path: Path) -> None:
+    assert command(shards, tmp_path / "e", "--limit", "1") == 0
+    found = json.loads((tmp_path / "e" / "results.json").read_text())["metrics"]
+    assert found["nll_nats_per_heavy_atom"]["methods"] == {}
+    assert found["network_calls_per_conformation"]["methods"] == {}
+
+
+def test_network_calls_of_polyconfm_are_counted_and_the_hooks_removed() -> None:
+    model = PolyConFM(PolyConFMConfig(width=32, num_heads=2, local_steps=3, orientation_steps=4, ar_steps=2, clash_rounds=0)).eval()
+    request = request_of("*CC(*)c1ccccc1", 3)
+    chains = list(generate_chains(model, [request], 2, 0, 4000, torch.device("cpu")))
+    assert {chain.network_calls for chain in chains} == {2 * 3 + 4}, "every unit step and the orientation, once a noise level"
+    assert all(chain.seconds > 0 for chain in chains)
+    assert not any(network._forward_hooks for network in model.score_networks)
 
 
 def test_a_model_without_a_single_chain_still_gives_a_table(shards: ShardSet, model: LibraryObjective, tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ class PolyConFM(nn.Module):
         self.capabilities = Capabilities(needs_seed_conformers=config.local_head == "torsional")
         self._freeze()
 
+    @property
+    def score_networks(self) -> tuple[nn.Module, ...]:
+        """What sampling calls at every noise level."""
+        return self.local_head, self.orientation_head
+
     def _freeze(self) -> None:
         """Parameters that the phase does not train; they have no state that a forward pass could change."""
         trained_late = ("orientation_head.",)
