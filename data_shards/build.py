@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from data_shards.pipeline import Summary
     from data_shards.plan import Plan
     from data_shards.recipe import BuildRecipe
+    from data_shards.sources import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 MANY_REASONS = 30
@@ -25,7 +26,8 @@ def main(
     source: Annotated[
         str,
         typer.Option(
-            help="table (reads --input), textbook (bundled homopolymers), sdf (3-D chains with a psmiles property) or polyconfm-lmdb"
+            help="table (reads --input), textbook (bundled homopolymers), sdf (3-D chains with a psmiles property), shards (a set that is"
+            " divided again, its chains as they are) or polyconfm-lmdb"
         ),
     ] = "table",
     column: Annotated[
@@ -73,16 +75,17 @@ def main(
     if workers is not None and workers < 0:
         raise InputError(f"workers {workers} must be >= 0; change --workers")
     rows = open_source(source, input, column, limit)
-    if rows.engine is not None and engine != "grow":
-        raise InputError(f"--source {source} brings its own chains; drop --engine {engine}")
+    chains = {
+        "engine": engine,
+        "md": read_settings("md", md) if md else None,
+        "relax": relax,
+        "quality": read_settings("quality", quality or []),
+    }
     recipe = make_recipe(
         num_units=num_units,
         num_conformations=conformers,
         tacticity=tacticity,
-        engine=rows.engine or engine,
-        md=read_settings("md", md) if md else None,
-        relax=relax,
-        quality=read_settings("quality", quality or []),
+        **with_settings(chains, rows, source, out),
         seed=seed,
         max_atoms_per_unit=max_atoms_per_unit,
         time_limit_sec=time_limit,
@@ -106,6 +109,28 @@ def main(
     except KeyboardInterrupt:
         raise Resumable("finished polymers are kept; the same command continues") from None
     show_summary(summary, out)
+
+
+def with_settings(chains: dict[str, Any], rows: Source, source: str, out: str) -> dict[str, Any]:
+    """How chains are made, as the command line and the source say together.
+
+    Raises:
+        InputError: the command line sets what the source decides, or the set that is read is the one that would be written.
+    """
+    from data_shards.errors import InputError
+
+    decided = rows.settings()
+    unset = {"engine": "grow", "relax": False, "quality": {}}
+    for name, default in unset.items():
+        if name in decided and chains[name] != default:
+            word = f" {chains[name]}" if name == "engine" else ""
+            raise InputError(f"--source {source} brings its own chains; drop --{name}{word}")
+    if source == "shards":
+        from data_shards.sources.shards import ShardsSource, check_apart
+
+        assert isinstance(rows, ShardsSource)
+        check_apart(rows.path, out)
+    return chains | decided
 
 
 def _interrupt() -> None:

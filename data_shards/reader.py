@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from data_shards.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleEntry, S
 from data_shards.schema import SCHEMA_VERSION, PolymerSample, UnitTopology, chain_hydrogens
 from data_shards.store import (
     CHECK,
+    CHUNK_BYTES,
     StoredFile,
     check_bucket,
     disk_may_recover,
@@ -80,6 +82,30 @@ def decode(members: Mapping[str, Any]) -> PolymerSample:
             raise
         raise ShardError(f"sample {name} is torn ({type(error).__name__}: {error}); copy the shard again or rebuild it") from None
     return sample
+
+
+def members_of(blob: bytes, key: str, where: str, offset: int = 0) -> dict[str, bytes]:
+    """Members of one sample (extension -> bytes, for `decode`).
+
+    Args:
+        blob: its tar members, as `ShardSet.read_bytes` returns them.
+        key: of the sample that it should be.
+        where, offset: for messages.
+
+    Raises:
+        ShardError: no tar members, or of something else.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
+            parts = {info.name: tar.extractfile(info) for info in tar.getmembers() if info.isfile() and not info.issparse()}
+            members = {name: file.read() for name, file in parts.items() if file is not None}
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # what a header says need not be a number
+        raise ShardError(f"{where}: no tar member at byte {offset} where sample {key} should be ({error}); rebuild it") from None
+    prefix = key + "."
+    strangers = [name for name in members if not name.startswith(prefix)]
+    if strangers:
+        raise ShardError(f"{where}: {strangers[0]} lies where sample {key} should be; the manifest is of another build")
+    return {name.removeprefix(prefix): data for name, data in members.items()}
 
 
 def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
@@ -222,6 +248,14 @@ class ShardSet:
         with storage_errors(self.path, CHECK):
             return StoredFile(self._here, where, self.path) if self.is_remote else self._fs.open(where, "rb")
 
+    def sha256(self, shard: ShardEntry) -> str:
+        """Checksum of what lies there under the shard's name."""
+        digest = hashlib.sha256()
+        with self.open_binary(shard) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
     def read(self, entry: SampleEntry, *, patience_sec: float | None = None) -> PolymerSample:
         """One sample by its byte range; the rest of the shard is not touched.
 
@@ -233,6 +267,19 @@ class ShardSet:
             ShardError: the shard is gone, shorter than the manifest says, or holds something else there.
             StorageError: the store, or the disk, did not answer for so long.
             InputError: the store refuses.
+        """
+        where = self._inside(entry.shard)
+        members = members_of(self.read_bytes(entry, patience_sec=patience_sec), entry.key, where, entry.offset)
+        sample = decode({"__key__": entry.key, **members})
+        if sample.key != entry.key:
+            raise ShardError(f"{where}: sample {entry.key} calls itself {sample.key}; the shard is damaged, rebuild it")
+        return sample
+
+    def read_bytes(self, entry: SampleEntry, *, patience_sec: float | None = None) -> bytes:
+        """The tar members of one sample as they lie in the shard, for `members_of`.
+
+        Raises:
+            ShardError, StorageError, InputError: as `read`.
         """
         where = self._inside(entry.shard)
         with storage_errors(where, CHECK):
@@ -247,22 +294,7 @@ class ShardSet:
                 raise StorageError(f"{shown(where)} cannot be used ({why}); {CHECK}") from None
         if len(blob) != entry.length:
             raise ShardError(f"{where} ends before sample {entry.key} ({len(blob)} of {entry.length} bytes); copy it again or rebuild it")
-        try:
-            with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
-                parts = {info.name: tar.extractfile(info) for info in tar.getmembers() if info.isfile() and not info.issparse()}
-                members = {name: file.read() for name, file in parts.items() if file is not None}
-        except (tarfile.TarError, ValueError, OverflowError) as error:  # what a header says need not be a number
-            raise ShardError(
-                f"{where}: no tar member at byte {entry.offset} where sample {entry.key} should be ({error}); rebuild it"
-            ) from None
-        prefix = entry.key + "."
-        strangers = [name for name in members if not name.startswith(prefix)]
-        if strangers:
-            raise ShardError(f"{where}: {strangers[0]} lies where sample {entry.key} should be; the manifest is of another build")
-        sample = decode({"__key__": entry.key, **{name.removeprefix(prefix): data for name, data in members.items()}})
-        if sample.key != entry.key:
-            raise ShardError(f"{where}: sample {entry.key} calls itself {sample.key}; the shard is damaged, rebuild it")
-        return sample
+        return blob
 
     def _range(self, where: str, start: int, end: int, patience_sec: float | None) -> bytes:
         fs = self._here

@@ -130,6 +130,8 @@ def _conform(recipe: BuildRecipe, source: str, work: Standard, payload: bytes) -
 
     from data_shards.writer import encode
 
+    if source == "shards":
+        return _taken(work, payload)
     with threadpool_limits(1):  # sums of a threaded BLAS depend on the number of threads
         built = _imported(recipe, source, work, payload) if recipe.engine == "import" else _grown(recipe, work)
         raw: PolymerSample | None = None
@@ -139,11 +141,23 @@ def _conform(recipe: BuildRecipe, source: str, work: Standard, payload: bytes) -
             raw, built = built.sample, _relaxed(built)
         kept = good_ones(recipe, built, work.row.psmiles)
     sample = select(built.sample, kept)
+    return Finished(_entry(sample, work), encode(sample, raw=None if raw is None else select(raw, kept)))
+
+
+def _taken(work: Standard, payload: bytes) -> Finished:
+    """A sample of another shard set, which was checked when that was built."""
+    from data_shards.sources.shards import read_sample
+
+    sample, members = read_sample(payload, work.row.psmiles, work.row.labels)
+    return Finished(_entry(sample, work), members)
+
+
+def _entry(sample: PolymerSample, work: Standard) -> SampleEntry:
+    """What the manifest says of a sample, without its place."""
     topology = sample.topology
-    entry = SampleEntry(
+    return SampleEntry(
         sample.key, topology.psmiles, work.group, 0, 0, sample.num_units, topology.num_atoms, num_conformations=len(sample.heavy_ang)
     )
-    return Finished(entry, encode(sample, raw=None if raw is None else select(raw, kept)))
 
 
 def _grown(recipe: BuildRecipe, work: Standard) -> _Built:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from data_shards.schema import PolymerSample
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-CHUNK_BYTES = 2**20
 BOND_RANGE_ANG = (0.9, 3.2)  # N-N and O-H below, Sn-I above: outside is no bond of any polymer, whatever built the chain
 DAMAGES_SHOWN = 20
 
@@ -71,12 +70,9 @@ def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = No
     from data_shards.errors import ShardError
 
     damages = []
-    digest = hashlib.sha256()
-    with opened.open_binary(shard) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != shard.sha256:
-        damages.append(f"{shard.name}: sha256 {digest.hexdigest()[:12]} instead of {shard.sha256[:12]}")
+    found = opened.sha256(shard)
+    if found != shard.sha256:
+        damages.append(f"{shard.name}: sha256 {found[:12]} instead of {shard.sha256[:12]}")
     lying, listed = _keys(opened, shard), [entry.key for entry in shard.samples]
     if lying is None:
         damages.append(f"{shard.name}: is no whole tar file")

@@ -11,15 +11,14 @@ from data_shards.sources.table import Row, TableSource, textbook
 if TYPE_CHECKING:
     from data_shards.conformers.imported import Structure
 
-SOURCES = ("table", "textbook", "sdf", "polyconfm-lmdb")
+SOURCES = ("table", "textbook", "sdf", "shards", "polyconfm-lmdb")
 
 
 class Source(Protocol):
     """Polymers in a fixed order, read as often as needed and a few at a time."""
 
-    @property
-    def engine(self) -> str | None:
-        """ "import" where rows bring their own chains, None where chains are to be built."""
+    def settings(self) -> dict[str, Any]:
+        """Fields of the recipe that the input decides: the engine "import" where rows bring their own chains, else none."""
 
     def notes(self) -> list[str]:
         """What a user should know of the input, a line each."""
@@ -53,11 +52,16 @@ def open_source(name: str, path: str | None, column: str | None = None, limit: i
     if name not in SOURCES:
         raise InputError(f"source {name!r} must be one of {', '.join(SOURCES)}; change --source")
     if path is None:
-        raise InputError(f"--source {name} needs a file; pass it with --input")
+        what = "a shard set" if name == "shards" else "a file"
+        raise InputError(f"--source {name} needs {what}; pass it with --input")
     if name == "sdf":
         from data_shards.sources.sdf import SdfSource
 
         return SdfSource(path, column, limit)
+    if name == "shards":
+        from data_shards.sources.shards import ShardsSource
+
+        return ShardsSource(path, column, limit)
     from data_shards.sources.polyconfm_lmdb import PolyConfmLmdbSource
 
     return PolyConfmLmdbSource(path, column, limit)

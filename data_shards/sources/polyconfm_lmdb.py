@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,6 @@ class PolyConfmLmdbSource:
     path: str
     column: str | None = None
     limit: int | None = None
-    engine: str = field(default="import", init=False)
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -53,6 +52,10 @@ class PolyConfmLmdbSource:
     def __len__(self) -> int:
         entries = int(_open(self.path).stat()["entries"])
         return entries if self.limit is None else min(entries, self.limit)
+
+    def settings(self) -> dict[str, Any]:
+        """The chains come along."""
+        return {"engine": "import"}
 
     def notes(self) -> list[str]:
         """Which conventions the first records follow."""

@@ -62,7 +62,6 @@ class SdfSource:
     path: str
     column: str | None = None
     limit: int | None = None
-    engine: str = field(default="import", init=False)
     _places: list[_Place] = field(default_factory=list, init=False, repr=False)
     _unpacked: dict[int, IO[bytes]] = field(default_factory=dict, init=False, repr=False)
 
@@ -73,6 +72,10 @@ class SdfSource:
             raise InputError(f"limit {self.limit} must be >= 1; change --limit")
         if next(iter(self._records(_Place(1, 0, 0))), None) is None:
             raise InputError(f"{self.path} has no record; give an SD file with at least one chain")
+
+    def settings(self) -> dict[str, Any]:
+        """The chains come along."""
+        return {"engine": "import"}
 
     def notes(self) -> list[str]:
         """Nothing to tell."""

@@ -42,8 +42,6 @@ class TableSource:
         InputError: no path, or the file cannot be read, is empty, or has no such column.
     """
 
-    engine: str | None = None  # chains are to be built
-
     def __init__(self, path: str | None, column: str | None = None, limit: int | None = None) -> None:
         if path is None:
             raise InputError("no table given; pass one with --input, or --source textbook")
@@ -57,6 +55,10 @@ class TableSource:
         if first is None or len(first) == 0:
             raise InputError(f"{path} has a header but no row; give a table with at least one polymer")
         self._labels = {label: name for label in LABEL_NAMES for name in names if name.lower() == label and name != self.column}
+
+    def settings(self) -> dict[str, Any]:
+        """None: chains are to be built."""
+        return {}
 
     def notes(self) -> list[str]:
         """Nothing to tell."""
