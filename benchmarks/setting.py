@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from foundation.sampling import provenance
+from foundation.sampling.provenance import processor
 
 SOURCES = ("data_shards", "foundation", "finetune", "cluster", "benchmarks")
-
-
-def processor() -> str:
-    """Model name of the processor and the number of its cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown processor")
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def commit() -> str:
@@ -36,3 +29,6 @@ def replace_section(page: Path, title: str, heading: str, text: str) -> None:
     pattern = re.compile(rf"^{re.escape(heading)}$.*?(?=^## |\Z)", flags=re.DOTALL | re.MULTILINE)
     new = pattern.sub(lambda _: text.rstrip() + "\n\n", old) if pattern.search(old) else f"{old.rstrip()}\n\n{text}"
     page.write_text(new.rstrip() + "\n")
+
+
+__all__ = ["commit", "processor", "replace_section"]

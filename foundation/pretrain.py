@@ -33,7 +33,9 @@ def main(
         typer.Argument(help="key=value, such as train.num_steps=100 objective.local_head=cartesian", metavar="[KEY=VALUE]..."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="polyconfm_tiny, polyconfm_small, polyconfm_base or polyconfm_large")] = "polyconfm_tiny",
-    init_from: Annotated[str | None, typer.Option(help="run or checkpoint (folder or address) whose weights start this run")] = None,
+    init_from: Annotated[
+        str | None, typer.Option(help="run or checkpoint (folder or address), or small, whose weights start this run")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the run in --out first")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check everything, print the plan and the configuration, write nothing")

@@ -23,6 +23,7 @@ CONTRACT = {
     "foundation.evaluate": ("--checkpoint", "--shards", "--split", "--out", "--limit", "--dry-run"),
     "foundation.embed": ("--checkpoint", "--input", "--out", "--limit", "--dry-run"),
     "foundation.report": ("--out", "--overwrite", "--dry-run"),
+    "foundation.release": ("--checkpoint", "--out", "--evaluation", "--dry-run", "--overwrite"),
     "cluster.launch": ("--dry-run",),
 }
 

@@ -20,7 +20,7 @@ FLOORS = (  # inside foundation: each floor may name itself and the ones before 
     {"config", "recipes", "track"},
     {"train", "sampling"},
     {"evaluation"},
-    {"pretrain", "generate", "evaluate", "embed", "report"},
+    {"pretrain", "generate", "evaluate", "embed", "report", "release"},
 )
 DOORS = {  # package -> the files and folders that may name it
     "deepspeed": ("foundation/train/engine.py", "foundation/train/elastic.py"),
@@ -124,7 +124,7 @@ def test_a_lower_floor_of_foundation_never_names_a_higher_one() -> None:
 
 
 def test_every_part_of_foundation_stands_on_a_floor() -> None:
-    known = set().union(*FLOORS) | {"__init__", "__pycache__"}
+    known = set().union(*FLOORS) | {"__init__", "__pycache__", "weights"}
     parts = {path.stem for path in (ROOT / "foundation").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert parts <= known, f"{sorted(parts - known)} must be put on a floor in this file"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data_shards.manifest import write_atomic
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 PACKAGES = ("polymer-foundation", "torch", "rdkit", "numpy")
@@ -62,6 +64,22 @@ def commit(*paths: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def processor() -> str:
+    """Model name of the processor and the number of its cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown processor")
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def hardware(device: torch.device) -> str:
+    """What computes: the GPU and how many of its kind are here, or the processor."""
+    import torch
+
+    if device.type != "cuda":
+        return processor()
+    return f"{torch.cuda.get_device_name(device)}, {torch.cuda.device_count()} here; {processor()}"
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import CheckpointError, InputError
-from foundation.train import snapshot
+from foundation.train import released, snapshot
 from foundation.train.snapshot import AVERAGE, DAMAGED, FOLDER, MARKER, MODEL, OPTIMIZER, TrainState, committed, read_state, step_of, verify
 from foundation.train.store import CheckpointStore, is_address
 
@@ -201,9 +201,13 @@ def load_weights(folder: Path, module: nn.Module, *, ema: bool) -> dict[str, Ten
         CheckpointError: names or shapes differ: the checkpoint is of another model.
     """
     weights = snapshot.load_tensors(folder / (AVERAGE if ema else MODEL))
+    _put_in(folder, weights, module)
+    return weights
+
+
+def _put_in(folder: Path, weights: Mapping[str, Tensor], module: nn.Module) -> None:
     _check_shapes(folder, weights, module.state_dict())
     module.load_state_dict(weights)
-    return weights
 
 
 def restore(folder: Path, weights: Mapping[str, Tensor], engine: Engine, ema: EMA) -> None:
@@ -236,12 +240,15 @@ def _check_shapes(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str
 
 
 def find(path: str | Path) -> Path | str:
-    """The newest committed checkpoint of a run folder or a store, or what is a checkpoint itself; a folder or an address.
+    """The newest committed checkpoint of a run folder or a store, or what is a checkpoint or a release itself; a folder or an address.
 
     Raises:
         CheckpointError: nothing committed there.
         InputError: the store cannot be reached.
     """
+    release = released.folder_of(path)
+    if release is not None:
+        return release
     if is_address(path):
         store, names = _remote(str(path))
         return f"{store.address}/{names[-1]}"
@@ -311,21 +318,44 @@ def load_model(path: str | Path, *, ema: bool = True) -> tuple[nn.Module, RunCon
     """A trained objective in evaluation mode, with its configuration.
 
     Args:
-        path: run folder, checkpoint folder, or an address of either kind in an object store.
+        path: run folder, checkpoint folder, an address of either kind in an object store, or a released checkpoint: its folder, or small.
         ema: the moving average instead of the last weights.
 
     Raises:
-        CheckpointError: nothing committed there, damaged with none good before it, or of another model.
+        CheckpointError: nothing committed there, damaged with none good before it, of another model, or a release, which has no last
+            weights, with ema=False.
         InputError: the store cannot be reached.
     """
     from foundation.config import parse_config
     from foundation.objectives import build_objective
 
+    release = released.folder_of(path)
+    if release is not None:
+        if not ema:
+            raise CheckpointError(f"{release} is a released checkpoint and holds the averaged weights alone; pass a run folder")
+        weights, config = released.read(release)
+        module = build_objective(config.objective)
+        _put_in(release, weights, module)
+        return module.eval(), config
     with opened(path) as folder:
         config = parse_config(read_state(folder).config)
         module = build_objective(config.objective)
         load_weights(folder, module, ema=ema)
     return module.eval(), config
+
+
+def load_average(path: str | Path, module: nn.Module) -> None:
+    """Averaged weights into a bare objective, strictly, from whatever load_model takes.
+
+    Raises:
+        CheckpointError, InputError: as load_model.
+    """
+    release = released.folder_of(path)
+    if release is not None:
+        _put_in(release, released.read(release)[0], module)
+        return
+    with opened(path) as folder:
+        load_weights(folder, module, ema=True)
 
 
 __all__ = [
@@ -335,6 +365,7 @@ __all__ = [
     "check_same_run",
     "committed",
     "find",
+    "load_average",
     "load_model",
     "load_weights",
     "newest_good",

@@ -28,7 +28,7 @@ from foundation.config import RunConfig
 from foundation.data.loader import Reading, StepLoader, ValidationBatch, order_of, validation_batches
 from foundation.errors import CheckpointError, InputError
 from foundation.objectives import build_objective
-from foundation.sampling.provenance import commit
+from foundation.sampling.provenance import commit, hardware
 from foundation.track.console import Console
 from foundation.track.metrics import memory_peaks
 from foundation.track.tracker import RUN_ID, Tracker, read_metrics
@@ -110,7 +110,7 @@ def train(
             peak = f" at most {rehearsed.peak_bytes / 2**30:.2f} GiB in use" if rehearsed.peak_bytes else ""
             log.info("memory check: the largest micro-batches fit,%s %.1f s", peak, rehearsed.seconds)
         saver = held.enter_context(Saver(out, settings, engine, ema, saved))
-        ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size))
+        ranks.on_rank_zero(lambda: describe_run(out, config, opened, world_size, ranks.device, init_from))
         tracker = console = None
         if rank == 0:
             tracker = held.enter_context(Tracker(out, first_step=state.step, track=config.track))
@@ -205,8 +205,7 @@ def start_or_resume(
         state = replace(state, step=old.step, samples_seen=old.samples_seen, updates=old.updates)
         weights = checkpoint.load_weights(folder, objective, ema=False)
     elif init_from is not None:
-        with checkpoint.opened(init_from) as first:
-            checkpoint.load_weights(first, objective, ema=True)
+        checkpoint.load_average(init_from, objective)
     engine = Engine(objective, config, ranks)
     ema = EMA(engine, settings.ema_decay)
     if weights is not None:
@@ -309,7 +308,9 @@ def sole_writer(out: Path) -> Iterator[None]:
             raise
 
 
-def describe_run(out: Path, config: RunConfig, shards: Mixture, world_size: int) -> None:
+def describe_run(
+    out: Path, config: RunConfig, shards: Mixture, world_size: int, device: torch.device, init_from: str | Path | None
+) -> None:
     """config.json and run.json: what ran, on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
@@ -318,6 +319,8 @@ def describe_run(out: Path, config: RunConfig, shards: Mixture, world_size: int)
         "commit": commit() or "unknown",
         "versions": versions(),
         "machine": platform.machine(),
+        "hardware": hardware(device),
+        "init_from": before.get("init_from", None if init_from is None else str(init_from)),
         "world_size": world_size,
         "threads": torch.get_num_threads(),
         "shards": shards.path,
