@@ -25,9 +25,10 @@ import typer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.setting import commit, processor
+from data_shards.mixture import open_mixture
 from data_shards.reader import ShardSet, open_shards
 from foundation.config import RunConfig, apply_overrides
-from foundation.data.loader import Step, StepLoader, order_of
+from foundation.data.loader import Reading, Step, StepLoader, order_of
 from foundation.data.order import Order
 from foundation.objectives import build_objective
 from foundation.recipes import get_recipe
@@ -82,19 +83,12 @@ def run_config(*overrides: str, recipe: str = "polyconfm_tiny") -> RunConfig:
     return apply_overrides(get_recipe(recipe), overrides)
 
 
-def steps_of(config: RunConfig, shards: ShardSet, rank: int = 0, world_size: int = 1) -> Iterator[Step]:
+def steps_of(config: RunConfig, shards: str, rank: int = 0, world_size: int = 1) -> Iterator[Step]:
     """The training steps of a rank, as the loop reads them."""
-    order = order_of(shards, "train", config.train.seed, config.data.token_budget)
-    return StepLoader(
-        shards,
-        "train",
-        order,
-        per_step=config.train.micro_batches_per_step,
-        rank=rank,
-        world_size=world_size,
-        num_workers=0,
-        cache_mib=512,
-    ).steps()
+    opened = open_mixture(shards)
+    order = order_of(opened, "train", config.train.seed, config.data.token_budget)
+    per_step = config.train.micro_batches_per_step
+    return StepLoader(opened, "train", order, Reading(), per_step=per_step, rank=rank, world_size=world_size).steps()
 
 
 def train_step(engine: Engine, read: Step) -> None:
@@ -108,7 +102,7 @@ def train_step(engine: Engine, read: Step) -> None:
 # ----------------------------------------------------------------------------------------------------------------------- one rank
 
 
-def micro_batches(shards: ShardSet) -> list[dict[str, float]]:
+def micro_batches(shards: str) -> list[dict[str, float]]:
     """Forward and backward of one micro-batch: floating-point operations, kernels and seconds, over sizes of batch and model."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -157,7 +151,7 @@ def updates() -> list[dict[str, float]]:
     return found
 
 
-def sizes_of_recipes(shards: ShardSet) -> dict[str, dict[str, float]]:
+def sizes_of_recipes(shards: str) -> dict[str, dict[str, float]]:
     """Forward operations per atom of the large recipes, counted on one small micro-batch; backward does twice as many."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -254,7 +248,7 @@ def collectives(rank: int, meeting: str, shards_path: str) -> dict[str, Any]:
     import torch.distributed as dist
 
     dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
-    shards, ranks = open_shards(shards_path), Ranks.start(rank, 2)
+    ranks = Ranks.start(rank, 2)
     found: dict[str, Any] = {"all_reduce": [], "zero": [], "words": 0.0}
     for numbers in MESSAGES:
         tensor = torch.ones(numbers)
@@ -270,7 +264,7 @@ def collectives(rank: int, meeting: str, shards_path: str) -> dict[str, Any]:
             parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
             tensors = sum(p.requires_grad for p in objective.parameters())
             engine = Engine(objective, config, ranks)
-            steps = steps_of(config, shards, rank, 2)
+            steps = steps_of(config, shards_path, rank, 2)
             train_step(engine, next(steps))
             with Operations() as operations:
                 train_step(engine, next(steps))
@@ -290,7 +284,7 @@ def steps_alone_or_together(rank: int, meeting: str, shards_path: str, world_siz
     ranks = Ranks.start(rank if world_size == 2 else 0, world_size)
     config = run_config(f"train.micro_batches_per_step={world_size}", "data.token_budget=1024")
     engine = Engine(build_objective(config.objective), config, ranks)
-    steps = steps_of(run_config("train.micro_batches_per_step=2", "data.token_budget=1024"), open_shards(shards_path), rank, 2)
+    steps = steps_of(run_config("train.micro_batches_per_step=2", "data.token_budget=1024"), shards_path, rank, 2)
     reads = [next(steps) for _ in range(NUM_STEPS)]
     store.set(f"ready{rank}", "yes")
     store.wait(["ready0", "ready1"])  # both cores are busy either way
@@ -335,18 +329,17 @@ def main(
 ) -> None:
     """Measure every term once; a few minutes on a quiet machine."""
     torch.set_num_threads(1)
-    opened = open_shards(shards)
     found: dict[str, Any] = {
         "setting": {"machine": processor(), "torch": torch.__version__, "commit": commit()},
     }
     parts: dict[str, Callable[[], Any]] = {
         "updates": updates,
         "writing": writing,
-        "loading": lambda: loading(opened),
+        "loading": lambda: loading(open_shards(shards)),
         "collectives": lambda: two_processes("collectives", shards)[0],
         "steps": lambda: steps_of_one_and_two(shards),
-        "recipes": lambda: sizes_of_recipes(opened),
-        "micro_batches": lambda: micro_batches(opened),
+        "recipes": lambda: sizes_of_recipes(shards),
+        "micro_batches": lambda: micro_batches(shards),
     }
     for name, measure in parts.items():
         began = time.perf_counter()

@@ -63,6 +63,40 @@ def test_every_pair_of_heads_starts_at_the_zero_predictor_trains_and_samples(hea
     assert first_chain.mean(0).abs().max() < 1e-6
 
 
+def untrained(model: torch.nn.Module, batch: Batch, seeds: int = 6) -> list[str]:
+    """Parameters with a number that no draw of the loss gives a gradient; tables, whose rows wait for their turn, if no row has one."""
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    reached = {name: torch.zeros_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
+    for seed in range(seeds):
+        model.zero_grad()
+        model.loss(batch, rng(seed)).loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                reached[name] |= parameter.grad != 0
+    return [name for name, found in reached.items() if not (found.any() if name in tables else found.all())]
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_every_weight_is_trained(heads: tuple[str, str]) -> None:
+    model = model_of(*heads, label_dropout=0.5)
+    assert untrained(model, batch_of()) == []
+
+
+def test_a_weight_that_nothing_reads_is_seen() -> None:
+    model, batch = model_of("cartesian", "torsion"), batch_of(CHAINS[:2])
+    model.forgotten = torch.nn.Parameter(torch.ones(3))
+    model.trunk.table = torch.nn.Embedding(3, 2)
+    model.fuse.partly = torch.nn.Parameter(torch.ones(4))
+    loss = model.loss
+
+    def reads_part(batch: Batch, noise: torch.Generator) -> object:
+        out = loss(batch, noise)
+        return replace(out, loss=out.loss + model.fuse.partly[:2].sum())
+
+    model.loss = reads_part
+    assert {"forgotten", "trunk.table.weight", "fuse.partly"} <= set(untrained(model, batch, 1))
+
+
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_chain_with_coordinates_that_are_not_finite_is_a_failure_with_a_reason(heads: tuple[str, str]) -> None:
     torch.manual_seed(0)
