@@ -22,12 +22,12 @@ KEPT_OF_PART = ("protocol", "attempts", "metrics")
 TITLES = {"unit": "Repeat units", "oligomer": "Oligomers"}
 NOT_FOR = (
     "Properties. It generates conformations; a property head must be trained on it, and judged, by itself (`finetune/`).",
-    "Thermodynamics. Conformations follow the law of the shards it was trained on, an approximation of a single chain; they are neither"
-    " equilibrated by a force field nor a melt, a glass or a crystal. Energies, densities and free energies do not follow from them.",
+    "Thermodynamics. Conformations follow those of the shards it was trained on, single chains, and are no better than these; they are"
+    " no melt, glass or crystal. Energies, densities and free energies do not follow from them.",
     "Anything but linear homopolymers of one repeat unit with two stars: no copolymer sequences, networks, branches, ladders, end groups,"
     " solvents, ions in solution.",
-    "Chemistry far from its training set. Look at the intervals above, and at `generate`'s counts of failures and clashes, before you"
-    " rely on a polymer of another kind.",
+    "Chemistry far from its training set. Evaluate it on polymers of your kind, and look at the failures and clashes that `generate` counts,"
+    " before you rely on it.",
     "Decisions about safety or health without an independent check.",
 )
 
