@@ -26,8 +26,8 @@ NOT_FOR = (
     " no melt, glass or crystal. Energies, densities and free energies do not follow from them.",
     "Anything but linear homopolymers of one repeat unit with two stars: no copolymer sequences, networks, branches, ladders, end groups,"
     " solvents, ions in solution.",
-    "Chemistry far from its training set. Evaluate it on polymers of your kind, and look at the failures and clashes that `generate` counts,"
-    " before you rely on it.",
+    "Chemistry far from its training set. Evaluate it on polymers of your kind, and look at the failures and clashes that `generate`"
+    " counts, before you rely on it.",
     "Decisions about safety or health without an independent check.",
 )
 
