@@ -277,7 +277,7 @@ def test_an_old_set_stays_whole_until_the_new_one_is_ready(
     [
         (("--num-units", "0"), "num_units 0 must be greater than or equal to 1; change --num-units"),
         (("--workers", "-1"), "workers -1 must be >= 0; change --workers"),
-        (("--source", "zinc"), "source 'zinc' must be one of table, textbook, sdf, polyconfm-lmdb; change --source"),
+        (("--source", "zinc"), "source 'zinc' must be one of table, textbook, sdf, shards, polyconfm-lmdb; change --source"),
         (("--column", "smiles"), "has no column 'smiles'; it has 'id', 'psmiles'; change --column"),
         (("--limit", "0"), "limit 0 must be >= 1; change --limit"),
         (("--to-test", "nowhere.txt"), "nowhere.txt cannot be read"),
