@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from foundation.batch import Batch
 from foundation.objectives.polyconfm import model as model_file
 from foundation.objectives.polyconfm.arithmetic import Flops, Sizes, step_flops
-from tests.polyconfm.chains import HEADS, batch_of, model_of, rng
+from tests.polyconfm.chains import batch_of, model_of, rng
 
 
 def forward(query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object) -> int:
@@ -58,12 +58,3 @@ def test_heads_without_a_formula_are_refused(batch: Batch) -> None:
     config = model_of("cartesian", "torsion").config
     with pytest.raises(ValueError, match="torsional and torsion"):
         step_flops(config, Sizes.of(batch, torch.ones(len(batch.unit_chain), dtype=torch.bool)))
-
-
-@pytest.mark.parametrize("heads", HEADS)
-def test_every_weight_is_trained(heads: tuple[str, str], batch: Batch) -> None:
-    """A weight without a gradient at any mask is arithmetic, memory and traffic for nothing."""
-    model = model_of(*heads)
-    for seed in range(24):  # until units were visible, and a class was dropped
-        model.loss(batch, rng(seed)).loss.backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
