@@ -30,14 +30,14 @@ class Metric:
         unit: of the number.
         protocol: how it is measured, one sentence.
         better: low, high, or neither where only the distance from the reference counts.
-        failures: how a conformation that failed enters: zero (a fraction of the attempts) or absent (measured on those that exist).
+        failures: how a conformation that failed enters: zero or one (a fraction of the attempts) or absent (measured on those that exist).
         group: section of the table.
     """
 
     unit: str
     protocol: str
     better: Literal["low", "high", "reference"] = "low"
-    failures: Literal["zero", "absent"] = "absent"
+    failures: Literal["zero", "one", "absent"] = "absent"
     group: str = "sound"
 
     def described(self) -> dict[str, str]:
@@ -47,6 +47,7 @@ class Metric:
 
 FAILURES = {
     "zero": "a failed conformation counts as 0",
+    "one": "a failed conformation counts as 1",
     "absent": "measured on the conformations that exist; a polymer without one is left out; the failure rate stands beside",
 }
 GROUPS: dict[str, dict[str, Metric]] = {

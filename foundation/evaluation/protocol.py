@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Settings:
     seed: int
     batch_atoms: int
     train_limit: int  # training polymers read for the histogram baseline
+    suite: str = "chains"  # full: units and oligomers too
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,12 @@ def training_histogram(shards: ShardSet, settings: Settings) -> LinkHistogram | 
     return train_histogram(shards.read(entry) for entry in shards.samples("train")[: settings.train_limit])
 
 
-def evaluate(model: Any, shards: ShardSet, settings: Settings, device: torch.device, bars: Progress) -> list[PolymerRecord]:
+Watch = Callable[[PolymerSample, Reference, Mapping[str, Attempts]], None]
+
+
+def evaluate(
+    model: Any, shards: ShardSet, settings: Settings, device: torch.device, bars: Progress, watch: Watch | None = None
+) -> list[PolymerRecord]:
     """Measure the model and the baselines on a split.
 
     Args:
@@ -83,6 +89,7 @@ def evaluate(model: Any, shards: ShardSet, settings: Settings, device: torch.dev
         settings: split, counts, seed.
         device: of the model.
         bars: where progress is shown.
+        watch: is handed every polymer with the chains of the model and of the grow engine.
     """
     samples = [shards.read(entry) for entry in select(shards, settings)]
     references = [reference_of(sample) for sample in samples]
@@ -92,16 +99,19 @@ def evaluate(model: Any, shards: ShardSet, settings: Settings, device: torch.dev
         made = generated(model, samples, references, settings, device)
         for sample, reference, attempts in zip(samples, references, made, strict=True):
             density = likelihood(model, sample, device)
+            fresh = timed(partial(grown, sample, settings))
             methods = {
                 MODEL: measure(reference, replace(attempts, known=attempts.known | density)),
                 REFERENCE: measure(reference, Attempts(reference.x_ang), against_reference=False),
-                GROW: measure(reference, timed(partial(grown, sample, settings))),
+                GROW: measure(reference, fresh),
             }
             for name, method in baselines(histogram):
                 attempt = partial(method, sample, reference.handedness, settings.num, settings.seed)
                 methods[name] = measure(reference, timed(attempt))
             topology = sample.topology
             records.append(PolymerRecord(sample.key, topology.psmiles, sample.num_units, reference.link_counts, methods))
+            if watch is not None:
+                watch(sample, reference, {MODEL: attempts, GROW: fresh})
             stage.advance(1, topology.psmiles[:40])
     return records
 
@@ -191,10 +201,26 @@ def summarise(records: Sequence[PolymerRecord], seed: int) -> dict[str, Any]:
     return table
 
 
-def attempts_of(records: Sequence[PolymerRecord]) -> dict[str, Any]:
+class Counted(Protocol):
+    """A measurement of a chain or of a part of it."""
+
+    @property
+    def num_attempted(self) -> int: ...
+    @property
+    def reasons(self) -> Mapping[str, int]: ...
+
+
+class HasMethods(Protocol):
+    """A record of a polymer."""
+
+    @property
+    def methods(self) -> Mapping[str, Counted]: ...
+
+
+def attempts_of(records: Sequence[HasMethods]) -> dict[str, Any]:
     """Conformations attempted and failed, with reasons, by method."""
     out = {}
-    for method in records[0].methods:
+    for method in records[0].methods if records else ():
         own = [record.methods[method] for record in records]
         reasons: Counter[str] = Counter()
         for measurement in own:

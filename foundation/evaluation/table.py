@@ -6,6 +6,7 @@ from typing import Any
 
 DIGITS = 3
 WIDTH = 170  # columns where the output is no terminal
+PARTS = {"unit": "Repeat units", "oligomer": "Oligomers of three units"}
 
 
 def number(estimate: dict[str, Any] | None, interval: bool) -> str:
@@ -45,30 +46,39 @@ def rows(results: dict[str, Any], intervals: int) -> tuple[list[str], list[list[
     return header, body
 
 
+def sections(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(title, numbers) of the chains, then of the parts that were measured."""
+    return [("Chains", results), *((PARTS[name], part) for name, part in results.get("parts", {}).items())]
+
+
 def show(results: dict[str, Any]) -> None:
     """Print the table and what failed; only the model's intervals fit on a screen."""
     from rich.console import Console
     from rich.table import Table
 
-    header, body = rows(results, 1)
-    table = Table(title=f"{results['protocol']['num_polymers']} polymers, {results['settings']['split']} split", title_justify="left")
-    for index, title in enumerate(header):
-        table.add_column(title, justify="left" if index < 3 else "right", no_wrap=index in (1, 3))
-    for before, row in zip([body[0], *body], body, strict=False):
-        if row[0] != before[0]:
-            table.add_section()
-        table.add_row(*row)
     screen = Console()
-    (screen if screen.is_terminal else Console(width=WIDTH)).print(table)
+    screen = screen if screen.is_terminal else Console(width=WIDTH)
+    for name, own in sections(results):
+        header, body = rows(own, 1)
+        table = Table(
+            title=f"{name}: {own['protocol']['num_polymers']} polymers, {results['settings']['split']} split", title_justify="left"
+        )
+        for index, title in enumerate(header):
+            table.add_column(title, justify="left" if index < 3 else "right", no_wrap=index in (1, 3))
+        for before, row in zip([body[0], *body], body, strict=False):
+            if row[0] != before[0]:
+                table.add_section()
+            table.add_row(*row)
+        screen.print(table)
     print(f"[low, high]: {results['protocol']['interval']}")
-    for method, attempts in results["attempts"].items():
-        for reason, count in attempts["reasons"].items():
-            print(f"{method}: {count} of {attempts['attempted']} failed: {reason}")
+    for name, own in sections(results):
+        for method, attempts in own["attempts"].items():
+            for reason, count in attempts["reasons"].items():
+                print(f"{name}, {method}: {count} of {attempts['attempted']} failed: {reason}")
 
 
 def markdown(results: dict[str, Any], figures: list[str]) -> str:
     """The same table as a page, with protocol and figures."""
-    header, body = rows(results, len(results["attempts"]))
     lines = [
         "# Evaluation",
         "",
@@ -76,20 +86,27 @@ def markdown(results: dict[str, Any], figures: list[str]) -> str:
         f"({results['shards']['fingerprint'][:12]}), split {results['settings']['split']}, {results['protocol']['num_polymers']} polymers, "
         f"{results['settings']['num']} conformations each. Commit {results['commit']}.",
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "|".join(["---", "---", "---", *["---:"] * (len(header) - 3)]) + "|",
-        *("| " + " | ".join(row) + " |" for row in body),
-        "",
-        *(f"- {name.replace('_', ' ')}: {text}" for name, text in results["protocol"].items()),
-        "",
-        "| metric | how it is measured | conformations that failed |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {metric['protocol'].replace('|', chr(92) + '|')} | {metric['failures']} |"
-            for name, metric in results["metrics"].items()
-        ),
-        "",
+        *(line for name, own in sections(results) for line in _page(name, own)),
         *(f"![{name}]({name})" for name in figures),
         "",
     ]
     return "\n".join(lines)
+
+
+def _page(name: str, own: dict[str, Any]) -> list[str]:
+    """Lines of one section: the table, its protocol, how each metric is measured."""
+    header, body = rows(own, len(own["attempts"]))
+    return [
+        f"## {name}",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(["---", "---", "---", *["---:"] * (len(header) - 3)]) + "|",
+        *("| " + " | ".join(row) + " |" for row in body),
+        "",
+        *(f"- {key.replace('_', ' ')}: {text}" for key, text in own["protocol"].items()),
+        "",
+        "| metric | how it is measured | conformations that failed |",
+        "|---|---|---|",
+        *(f"| {key} | {metric['protocol'].replace('|', chr(92) + '|')} | {metric['failures']} |" for key, metric in own["metrics"].items()),
+        "",
+    ]
