@@ -45,6 +45,7 @@ class PolyConFMConfig(BaseModel):
     label_dropout: float = Field(0.1, ge=0, le=1, description="probability that a chain's class condition is replaced by the null class")
     full_mask_fraction: float = Field(0.1, ge=0, le=1, description="fraction of chains trained with every unit masked")
     low_mask_fraction: float = Field(0.2, ge=0, le=1, description="fraction of chains trained with 15 to 50 % of units masked")
+    mask_ratio: float | None = Field(None, gt=0, le=1, description="fraction of units masked in every chain; null = the mixture above")
     torsion_sigma_min_rad: float = Field(0.0314, gt=0, description="smallest noise on angles, rad")
     torsion_sigma_max_rad: float = Field(3.14159, gt=0, description="largest noise on angles, rad; the prior is uniform")
     num_harmonics: int = Field(8, ge=1, le=1024, description="multiples of an angle that the torsion heads see")

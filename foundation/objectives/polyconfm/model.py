@@ -126,7 +126,7 @@ class PolyConFM(nn.Module):
     def loss(self, batch: Batch, rng: torch.Generator) -> LossOut:
         """Local loss of masked units plus orientation loss of all junctions, as the phase says; mean over chains."""
         phase, device = self.config.phase, batch.chain_ptr.device
-        mask = draw_mask(batch, self.config.full_mask_fraction, self.config.low_mask_fraction, rng)
+        mask = draw_mask(batch, self.config.full_mask_fraction, self.config.low_mask_fraction, rng, self.config.mask_ratio)
         dropped = torch.rand(batch.num_chains, generator=rng, device=device) < self.config.label_dropout
         known = self.know(batch, dropped if phase != "orientation" else None)
         x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)  # (U, A, 3)

@@ -14,12 +14,14 @@ from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, Learned, Width, key_bias, where
 
 
-def draw_mask(condition: Condition, full_fraction: float, low_fraction: float, rng: torch.Generator) -> Tensor:
+def draw_mask(
+    condition: Condition, full_fraction: float, low_fraction: float, rng: torch.Generator, fixed_ratio: float | None = None
+) -> Tensor:
     """Units to predict in training.
 
     The ratio of a chain comes from a truncated normal (mean 1, deviation 0.25, on [0.7, 1]); a fraction of chains is masked whole, so
     that the first unit is learned on purpose, and a fraction lightly (0.15 to 0.5), since downstream tasks see every unit. At least one
-    unit is masked.
+    unit is masked. A fixed ratio takes the place of all this.
 
     Returns:
         (U,) bool, True = to be predicted.
@@ -33,6 +35,8 @@ def draw_mask(condition: Condition, full_fraction: float, low_fraction: float, r
     ratio = 1.0 + 0.25 * math.sqrt(2) * torch.erfinv(2 * (low + (high - low) * uniform[0]) - 1)
     ratio = torch.where(uniform[1] < low_fraction, 0.15 + 0.35 * uniform[2], ratio.clamp(0.7, 1.0))
     ratio = torch.where(uniform[1] > 1 - full_fraction, 1.0, ratio)
+    if fixed_ratio is not None:
+        ratio = torch.full_like(ratio, fixed_ratio)
     count = (condition.num_units * ratio).ceil().long().clamp(min=1)
     return random_rank(condition, rng) < count[condition.unit_chain]
 
