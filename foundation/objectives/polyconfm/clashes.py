@@ -24,6 +24,8 @@ from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, MAX_EXCLUDED_BOND
 from foundation.batch import Condition, to_dense
 from foundation.encoders.unit import BONDED
 from foundation.geometry.assembly import ChainLayout, assemble_links, condition_layout, junction_transform
+from foundation.geometry.rigid import Rigid
+from foundation.geometry.vectors import rotate
 from foundation.objectives.polyconfm.view import bonds_across
 
 MARGIN_ANG = 0.01  # beyond the distance at which two atoms clash, so that rounding to float32 does not make a clash
@@ -47,8 +49,69 @@ class Untangled:
     num_before: int
 
 
+class Placed:
+    """Atoms that stay where they are, in k-d trees of doubling sizes so that adding some costs little however many there are."""
+
+    def __init__(self) -> None:
+        self._trees: list[tuple[cKDTree, NDArray[np.float64]]] = []
+
+    def add(self, x_ang: NDArray[np.float64], lane: NDArray[np.int64], radius_ang: NDArray[np.float64]) -> None:
+        """More atoms: (M, 3) positions, (M,) lane of each, which meets no other lane, and (M,) radii."""
+        points = _in_lanes(x_ang, lane)
+        while self._trees and len(self._trees[-1][1]) <= 2 * len(points):
+            tree, radii = self._trees.pop()
+            points, radius_ang = np.concatenate([tree.data, points]), np.concatenate([radii, radius_ang])
+        self._trees.append((cKDTree(points), radius_ang))
+
+    def touched(self, x_ang: NDArray[np.float64], lane: NDArray[np.int64], radius_ang: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Rows of (M, 3) atoms that clash with a placed one, as often as they do."""
+        if not self._trees or not len(x_ang):
+            return np.zeros(0, dtype=np.int64)
+        here, found = cKDTree(_in_lanes(x_ang, lane)), [np.zeros(0, dtype=np.int64)]
+        for tree, radii in self._trees:
+            reach = HEAVY_CLASH_FACTOR * float(radii.max() + radius_ang.max()) + MARGIN_ANG
+            near = here.sparse_distance_matrix(tree, reach, output_type="ndarray")
+            close = near["v"] < HEAVY_CLASH_FACTOR * (radius_ang[near["i"]] + radii[near["j"]]) + MARGIN_ANG
+            found.append(near["i"][close].astype(np.int64))
+        return np.concatenate(found)
+
+
+def _in_lanes(x_ang: NDArray[np.float64], lane: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(M, 3) finite positions, those of each lane far from all others."""
+    points = np.nan_to_num(x_ang, nan=0.0, posinf=0.0, neginf=0.0)
+    points[:, 0] += FAR_ANG * lane
+    return points
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is settled when B chains are windows of longer ones.
+
+    Attributes:
+        settled: (U,) bool, the first units of each window, whose shapes and places stay.
+        pose: (B,) world from the first unit of each window.
+        placed: atoms in front of the windows, in the world; at least three units lie between them and what is not settled.
+        lane: (B,) of each window there.
+    """
+
+    settled: Tensor
+    pose: Rigid
+    placed: Placed
+    lane: Tensor
+
+    def of(self, chosen: Tensor, unit: Tensor) -> Surroundings:
+        """Those of some windows, with the indices of their units."""
+        return Surroundings(self.settled[unit], self.pose[chosen], self.placed, self.lane[chosen])
+
+
 def untangle(
-    angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor, num_rounds: int, rng: torch.Generator
+    angles_rad: Tensor,
+    x_unit_ang: Tensor,
+    condition: Condition,
+    classes: Tensor,
+    num_rounds: int,
+    rng: torch.Generator,
+    around: Surroundings | None = None,
 ) -> Untangled:
     """Choose among sampled angles so that heavy atoms more than three bonds apart do not clash (data_shards.conformers.quality).
 
@@ -57,9 +120,14 @@ def untangle(
         x_unit_ang: (U, A, 3).
         classes: (B, A, A) pair classes of the unit graphs.
         num_rounds: at most this many rounds of trials.
+        around: where the chains are windows; angles between settled units are the same in all draws.
     """
-    chains = _Chains.of(condition, x_unit_ang, classes)
+    chains = _Chains.of(condition, x_unit_ang, classes, around)
     chain = condition.unit_chain
+    open_from = condition.chain_ptr[:-1]  # first junction that may turn
+    if around is not None:
+        num_settled = torch.zeros_like(open_from).index_add(0, chain, around.settled.long())
+        open_from = open_from + (num_settled - 1).clamp(min=0)
     everyone = torch.ones(condition.num_chains, dtype=torch.bool, device=chain.device)
     before = len(chains.clashes(angles_rad[:1], everyone)[0])
     best = _choose_at_junctions(angles_rad, x_unit_ang, condition, classes) if before and num_rounds else angles_rad[0].clone()
@@ -73,7 +141,8 @@ def untangle(
         order = torch.argsort(chain[pairs[0]], stable=True)
         start = (count.cumsum(0) - count)[active]
         first, second = pairs[:, order[start + (lots[0] * count[active]).long()]]  # (trials, active chains)
-        junction = first + (lots[1] * (second - first)).long().clamp(max=second - first - 1)
+        low = torch.maximum(first, open_from[chain[second]])
+        junction = low + (lots[1] * (second - low)).long().clamp(max=second - low - 1)
         alternative = 1 + (lots[2] * (len(angles_rad) - 1)).long()
         trial = best.expand(NUM_TRIALS, -1).clone()
         angle = angles_rad[alternative, junction]
@@ -119,6 +188,7 @@ class _Chains:
     """Chains whose link dihedrals are open: shapes on the device of the model, contacts on the CPU.
 
     Attributes:
+        around: what is settled, where the chains are windows.
         unit: (H,) unit of every heavy atom; slot: (H,) its place in the unit.
         radius_ang: (H,) van der Waals radii.
         bonded: sorted i * H + j of atom pairs i < j at most three bonds apart.
@@ -126,19 +196,20 @@ class _Chains:
 
     condition: Condition
     x_unit_ang: Tensor
+    around: Surroundings | None
     unit: Tensor
     slot: Tensor
     radius_ang: NDArray[np.float64]
     bonded: NDArray[np.int64]
 
     @classmethod
-    def of(cls, condition: Condition, x_unit_ang: Tensor, classes: Tensor) -> _Chains:
+    def of(cls, condition: Condition, x_unit_ang: Tensor, classes: Tensor, around: Surroundings | None) -> _Chains:
         layout = condition_layout(condition)
         chain = condition.unit_chain
         order = torch.argsort(layout.atom[layout.owned])
         unit, slot = (index[order] for index in layout.owned.nonzero().T)
         element = condition.atom_feat[condition.graph_ptr[chain[unit]] + slot, 0]
-        return cls(condition, x_unit_ang, unit, slot, vdw_radii_ang(element.cpu().numpy()), _bonded(layout, classes[chain]))
+        return cls(condition, x_unit_ang, around, unit, slot, vdw_radii_ang(element.cpu().numpy()), _bonded(layout, classes[chain]))
 
     def clashes(self, angles_rad: Tensor, active: Tensor, inner: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Clashing atom pairs of the active chains for several choices of angles.
@@ -163,9 +234,9 @@ class _Chains:
         atom = units[self.unit].nonzero()[:, 0]  # (h,) atoms of active chains
         x_ang = world.view(copies, len(of_chain), -1, 3)[:, row[self.unit[atom]], self.slot[atom]].cpu().numpy()
         lane = chain[self.unit[atom]].cpu().numpy() + condition.num_chains * np.arange(copies)[:, None]
-        x_ang = np.nan_to_num(x_ang, nan=0.0, posinf=0.0, neginf=0.0)
-        x_ang[..., 0] += FAR_ANG * lane
         which, radius = atom.cpu().numpy(), self.radius_ang[atom.cpu().numpy()]
+        outer = self._with_surroundings(x_ang, atom, radius)
+        x_ang = _in_lanes(x_ang.reshape(-1, 3), lane.ravel()).reshape(x_ang.shape)
         reach = 2 * HEAVY_CLASH_FACTOR * float(radius.max()) + MARGIN_ANG
         i, j = cKDTree(x_ang.reshape(-1, 3)).query_pairs(reach, output_type="ndarray").T  # i < j
         copy, i, j = i // len(which), i % len(which), j % len(which)
@@ -176,8 +247,32 @@ class _Chains:
         place = np.searchsorted(self.bonded, keys).clip(max=len(self.bonded) - 1)
         units_of = self.unit.cpu().numpy()
         free = (self.bonded[place] != keys) & (inner | (units_of[i] != units_of[j]))
+        if self.around is not None:
+            settled = self.around.settled.cpu().numpy()
+            free &= ~(settled[units_of[i]] & settled[units_of[j]])
         first, second = np.minimum(units_of[i], units_of[j])[free], np.maximum(units_of[i], units_of[j])[free]
-        return torch.from_numpy(copy[free]).to(device), torch.from_numpy(first).to(device), torch.from_numpy(second).to(device)
+        parts = (np.concatenate(both) for both in zip((copy[free], first, second), outer, strict=True))
+        copy_all, first_all, second_all = (torch.from_numpy(part).to(device) for part in parts)
+        return copy_all, first_all, second_all
+
+    def _with_surroundings(
+        self, x_ang: NDArray[np.float64], atom: Tensor, radius: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Copy, first unit of the window and clashing unit, for every clash of (R, h, 3) atoms with what was placed before the windows."""
+        if self.around is None:
+            return tuple(np.zeros(0, dtype=np.int64) for _ in range(3))  # type: ignore[return-value]
+        chain, unit = self.condition.unit_chain, self.unit[atom]
+        loose = ~self.around.settled[unit]
+        place = self.around.pose[chain[unit[loose]]]
+        world = rotate(place.rot, torch.from_numpy(x_ang).to(place.rot)[:, loose]) + place.trans
+        lane = self.around.lane[chain[unit[loose]]].cpu().numpy()
+        num = int(loose.sum())
+        rows = self.around.placed.touched(
+            world.reshape(-1, 3).cpu().numpy(), np.tile(lane, len(x_ang)), np.tile(radius[loose.cpu().numpy()], len(x_ang))
+        )
+        second = unit[loose].cpu().numpy()[rows % num] if num else rows
+        first = self.condition.chain_ptr[chain].cpu().numpy()[second]
+        return rows // max(num, 1), first, second
 
 
 def _bonded(layout: ChainLayout, classes: Tensor) -> NDArray[np.int64]:

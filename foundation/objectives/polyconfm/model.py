@@ -21,7 +21,7 @@ from foundation.encoders.unit import UnitEncoder
 from foundation.geometry.assembly import assemble_links, assemble_overlap, chain_coordinates, condition_layout, link_dihedrals
 from foundation.nn.parity import Graded, GradedLinear, Learned, Width
 from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
-from foundation.objectives.polyconfm.clashes import Untangled, untangle
+from foundation.objectives.polyconfm.clashes import Surroundings, Untangled, untangle
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.local_cartesian import CartesianHead
 from foundation.objectives.polyconfm.local_torsional import TorsionalHead
@@ -29,6 +29,7 @@ from foundation.objectives.polyconfm.orient_so3 import SO3Head
 from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
 from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
 from foundation.objectives.polyconfm.view import GraphView, UnitView
+from foundation.objectives.polyconfm.windows import sample_in_windows
 
 LOCAL_HEADS = {"torsional": TorsionalHead, "cartesian": CartesianHead}
 ORIENTATION_HEADS = {"torsion": LinkTorsionHead, "so3": SO3Head}
@@ -162,25 +163,24 @@ class PolyConFM(nn.Module):
 
     @torch.no_grad()
     def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples:
-        """num conformations of every chain: units in a few autoregressive steps, then their orientation, then clashes removed."""
+        """num conformations of every chain: units in a few autoregressive steps, then their orientation, then clashes removed.
+
+        Long chains go window by window (windows.py), except with rotations that need not satisfy both overlaps.
+        """
         chains = torch.arange(condition.num_chains, device=condition.chain_ptr.device).repeat_interleave(num)
         condition = select_chains(condition, chains)
         key, link = condition.key_slot[condition.unit_chain], condition.link_slot[condition.unit_chain]
         start = condition.unit_position == 0
-        known = self.know(condition)
-        x_unit, tokens = self.sample_units(condition, known, rng)
         info: dict[str, float] = {}
         if self.config.orientation_head == "so3" and not self.config.project_shared_bond:
+            known = self.know(condition)
+            x_unit, tokens = self.sample_units(condition, known, rng)
             context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(start))
             rot = self.orientation_head.sample(condition, x_unit, context, known.graphs, rng)
             x_world = assemble_overlap(rot, x_unit, key, start)
             phi = link_dihedrals(x_world, key, link, start)
         else:
-            made = self.sample_links(condition, known, x_unit, tokens, rng)
-            info["clashes_drawn"] = float(made.num_before)
-            x_unit, made = self.redraw_clashing(condition, x_unit, made, rng)
-            info["clashes_left"] = float(made.units.shape[1])
-            phi = made.angles_rad
+            x_unit, phi, info = sample_in_windows(self, condition, rng)
             x_world, _ = assemble_links(x_unit, key, link, start, phi)
         layout = condition_layout(condition)
         x_ang = chain_coordinates(x_world, layout)
@@ -188,21 +188,33 @@ class PolyConFM(nn.Module):
         return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi.float(), info)
 
     def sample_links(
-        self, condition: Condition, known: Known, x_unit: Tensor, tokens: Graded, rng: torch.Generator, angles: Tensor | None = None
+        self,
+        condition: Condition,
+        known: Known,
+        x_unit: Tensor,
+        tokens: Graded,
+        rng: torch.Generator,
+        angles: Tensor | None = None,
+        around: Surroundings | None = None,
     ) -> Untangled:
         """Link dihedrals of every chain, untangled by choosing among a few joint draws.
 
         Args:
             angles: (U,) preferred to those drawn, NaN where there is no preference.
+            around: where the chains are windows of longer ones; angles between settled units are kept.
         """
         context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(condition.has_next))
         num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
         draws = torch.stack([self.draw_links(condition, x_unit, context, known.graphs, rng) for _ in range(num_draws)])
         if angles is not None:
             draws[0] = torch.where(angles.isnan(), draws[0], angles)
-        return untangle(draws, x_unit, condition, known.graphs.classes, self.config.clash_rounds, rng)
+        if around is not None:
+            draws = torch.where(around.settled & around.settled[condition.unit_after], draws[0], draws)
+        return untangle(draws, x_unit, condition, known.graphs.classes, self.config.clash_rounds, rng, around)
 
-    def redraw_clashing(self, condition: Condition, x_unit: Tensor, made: Untangled, rng: torch.Generator) -> tuple[Tensor, Untangled]:
+    def redraw_clashing(
+        self, condition: Condition, x_unit: Tensor, made: Untangled, rng: torch.Generator, around: Surroundings | None = None
+    ) -> tuple[Tensor, Untangled]:
         """Clashes that no link dihedral removes: the units are masked, drawn again given all others, and their chains joined again.
 
         A chain keeps its new conformation where it has fewer clashes, or as many.
@@ -214,10 +226,12 @@ class PolyConFM(nn.Module):
             chosen = torch.unique(chain[made.units])
             part, unit = select_chains(condition, chosen), torch.isin(chain, chosen).nonzero()[:, 0]
             kept = torch.ones_like(condition.has_next).index_fill(0, made.units.flatten(), False)[unit]
+            near = None if around is None else around.of(chosen, unit)
+            kept = kept if near is None else kept | near.settled
             known = self.know(part)
             x_part, tokens = self.sample_units(part, known, rng, x_unit[unit][:, : part.max_atoms], kept)
             stays = kept & kept[part.unit_after]
-            again = self.sample_links(part, known, x_part, tokens, rng, made.angles_rad[unit].masked_fill(~stays, torch.nan))
+            again = self.sample_links(part, known, x_part, tokens, rng, made.angles_rad[unit].masked_fill(~stays, torch.nan), near)
             count = torch.bincount(chain[made.units[0]], minlength=condition.num_chains)
             better = torch.bincount(part.unit_chain[again.units[0]], minlength=len(chosen)) <= count[chosen]
             taken = better[part.unit_chain]  # (units of part,)
