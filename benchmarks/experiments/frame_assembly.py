@@ -87,9 +87,9 @@ def measure(place: Place, samples: list[PolymerSample], sigmas: list[float], num
     import numpy as np
 
     from benchmarks.experiments.measure import estimate, join_true_units, true_units
+    from foundation.evaluation.measure import link_counts
     from foundation.evaluation.metrics import jensen_shannon_bits, radius_of_gyration
     from foundation.evaluation.protocol import reference_of
-    from foundation.evaluation.measure import link_counts
 
     rows: dict[tuple[str, float], list[tuple[float, float]]] = {}
     growth: dict[float, list[tuple[int, float]]] = {}
@@ -110,7 +110,12 @@ def measure(place: Place, samples: list[PolymerSample], sigmas: list[float], num
             sizes.append(float(radius_of_gyration(reference.x_ang).mean()))
             stage.advance(1, sample.topology.psmiles[:40])
     table = [
-        {"way": way, "sigma_deg": sigma, "residual_ang": float(np.mean([r for r, _ in pairs])), "rmsd_ang": float(np.mean([d for _, d in pairs]))}
+        {
+            "way": way,
+            "sigma_deg": sigma,
+            "residual_ang": float(np.mean([r for r, _ in pairs])),
+            "rmsd_ang": float(np.mean([d for _, d in pairs])),
+        }
         for (way, sigma), pairs in rows.items()
     ]
     zero = {row["way"]: row for row in table if row["sigma_deg"] == 0}
@@ -160,7 +165,8 @@ def perturbed(batch: Batch, sigma_rad: float, rng: Any) -> dict[str, tuple[float
     stored = torch.einsum("uij,uaj->uai", batch.world_from_unit.double(), x_unit.double()) + batch.origin_world_ang[:, None]
     truth = centred(chain_coordinates(stored, layout), batch.num_chains)
     return {
-        way: (residual(world, key, batch), centred(chain_coordinates(world, layout), batch.num_chains), truth) for way, world in placed.items()
+        way: (residual(world, key, batch), centred(chain_coordinates(world, layout), batch.num_chains), truth)
+        for way, world in placed.items()
     }
 
 
@@ -224,7 +230,9 @@ def _errors(axes: Any, result: dict[str, Any]) -> None:
 def _growth(axes: Any, result: dict[str, Any]) -> None:
     for sigma, points in result["growth"].items():
         axes.plot([p["units"] for p in points], [max(p["rmsd_ang"], 1e-4) for p in points], "o-", label=f"{float(sigma):g} degrees")
-    axes.set(xlabel="first units of the chain", ylabel="RMSD, angstrom", xscale="log", yscale="log", title="Growth of the error with length")
+    axes.set(
+        xlabel="first units of the chain", ylabel="RMSD, angstrom", xscale="log", yscale="log", title="Growth of the error with length"
+    )
     axes.legend(fontsize=8, frameon=False)
 
 

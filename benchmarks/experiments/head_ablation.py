@@ -137,14 +137,19 @@ def tables(result: dict[str, Any]) -> list[Table]:
     title += f", {result['steps']} training steps" if result["steps"] else ""
     found = []
     for kind, names in (("generated", GENERATED), ("true_units", TRUE_UNITS)):
-        rows = [[f"{row['local_head']} x {row['orientation_head']}", *(interval(row[kind][name]) for name in names)] for row in result["rows"]]
+        rows = [
+            [f"{row['local_head']} x {row['orientation_head']}", *(interval(row[kind][name]) for name in names)] for row in result["rows"]
+        ]
         found.append(Table(f"{kind.replace('_', ' ').capitalize()}: {title}", ["heads", *names], rows))
     return found
 
 
 def _bars(axes: Any, result: dict[str, Any]) -> None:
     names = [f"{row['local_head']}\nx {row['orientation_head']}" for row in result["rows"]]
-    shown = (("generated", "unit_torsion_jsd_bits", "unit torsions", RED), ("true_units", "link_dihedral_jsd_bits", "links on true units", BLUE))
+    shown = (
+        ("generated", "unit_torsion_jsd_bits", "unit torsions", RED),
+        ("true_units", "link_dihedral_jsd_bits", "links on true units", BLUE),
+    )
     for k, (kind, metric, label, colour) in enumerate(shown):
         values = [row[kind][metric]["value"] or 0.0 for row in result["rows"]]
         axes.bar([i + 0.35 * k for i in range(len(names))], values, width=0.33, color=colour, label=label)

@@ -144,5 +144,3 @@ def numbers(x_unit_ang: torch.Tensor, num_chains: int) -> NDArray[np.float64]:
     """(U, A, 3) shapes of chains of equal length -> (K, N, A, 3)."""
     shapes = x_unit_ang.double().cpu().numpy()
     return np.asarray(shapes.reshape(num_chains, -1, *shapes.shape[1:]))
-
-

@@ -203,9 +203,7 @@ def embedding(place: Place, request: ChainRequest, x_ang: NDArray[np.floating] |
     return vector if np.isfinite(vector).all() else None
 
 
-def cross_validate(
-    x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_], folds: int, seed: int
-) -> NDArray[np.float64]:
+def cross_validate(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_], folds: int, seed: int) -> NDArray[np.float64]:
     """(P,) predictions of a ridge regression for polymers that it was not trained on.
 
     Args:
@@ -248,7 +246,10 @@ def errors(y: NDArray[np.float64], predicted: NDArray[np.float64], seed: int) ->
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """One row a source."""
-    rows = [[name, f"{row['failed']} of {row['attempted']}", interval(row["mae"], 2), interval(row["r2"])] for name, row in result["sources"].items()]
+    rows = [
+        [name, f"{row['failed']} of {row['attempted']}", interval(row["mae"], 2), interval(row["r2"])]
+        for name, row in result["sources"].items()
+    ]
     title = f"`{result['column']}` of {result['num_polymers']} polymers, chains of {result['num_units']} units, {result['folds']} folds"
     return [Table(title, ["3-D from", "chains failed", "mean absolute error", "R²"], rows)]
 

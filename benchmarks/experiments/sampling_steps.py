@@ -135,7 +135,9 @@ def enough(rows: list[dict[str, Any]]) -> dict[str, Any]:
     largest = rows[-1]
     cheap = min((row for row in rows if within_noise(row)), key=lambda row: row["seconds_per_unit"])
     text = f"{cheap['ar_steps']} autoregressive x {cheap['diffusion_steps']} diffusion steps are within noise of "
-    text += f"{largest['ar_steps']} x {largest['diffusion_steps']} at {cheap['seconds_per_unit'] / largest['seconds_per_unit']:.0%} of the time"
+    text += (
+        f"{largest['ar_steps']} x {largest['diffusion_steps']} at {cheap['seconds_per_unit'] / largest['seconds_per_unit']:.0%} of the time"
+    )
     tenth = 10 * cheap["diffusion_steps"] <= largest["diffusion_steps"]
     return verdict(tenth, f"a tenth of the diffusion steps is enough: {text}")
 

@@ -130,8 +130,8 @@ def measure(place: Place, sample: PolymerSample, head: str, steps: int, points: 
         "given": given,
         "verdicts": [verdict(last < first, f"training brings the samples closer: {first:.3f} to {last:.3f} angstrom")],
         "notes": [
-            "RMSD after Kabsch superposition over the heavy atoms of a unit with both stars; to_nearest_reference is the mean over samples, "
-            "nearest_sample the mean over references."
+            "RMSD after Kabsch superposition over the heavy atoms of a unit with both stars; to_nearest_reference is the mean over "
+            "samples, nearest_sample the mean over references."
         ],
     }
 

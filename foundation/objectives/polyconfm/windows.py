@@ -84,9 +84,7 @@ def sample_in_windows(model: PolyConFM, condition: Condition, rng: torch.Generat
     return x_unit, angles, info
 
 
-def _settle(
-    at: _Progress, part: Condition, made: Untangled, chosen: Tensor, stop: Tensor, num_units: Tensor, *, retries: bool
-) -> int:
+def _settle(at: _Progress, part: Condition, made: Untangled, chosen: Tensor, stop: Tensor, num_units: Tensor, *, retries: bool) -> int:
     """Move `done` of the chosen chains: to the end of the window but for its last units, or before the first clash. Clashes accepted."""
     end = torch.where(stop == num_units[chosen], stop, stop - LOOKAHEAD)
     owner = part.unit_chain[made.units[1]]
