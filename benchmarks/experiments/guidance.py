@@ -143,9 +143,9 @@ def _sweep(axes: Any, result: dict[str, Any]) -> None:
     axes.set_ylim(bottom=0)
     if all(value is not None for value in spread):
         other = axes.twinx()
-        other.plot(scales, spread, "s:", color=GREEN, label="mean RMSD between conformations, angstrom")
-        other.set_ylabel("angstrom", color=GREEN)
-        other.set_ylim(bottom=0)
+        other.plot(scales, spread, "s:", color=GREEN)
+        other.set_ylabel("mean RMSD between conformations, angstrom", color=GREEN)
+        other.set_ylim(0, 1.3 * max(spread))
     axes.legend(fontsize=8, frameon=False)
 
 

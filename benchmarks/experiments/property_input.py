@@ -8,7 +8,7 @@ cross-validated on a column of the table. A richer head takes its place by the f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,8 +111,9 @@ def measure(
 
     from data_shards.chem.psmiles import canonicalise
 
+    own_chains = self_generated(place, requests, num)
     makers: dict[str, Callable[[ChainRequest], Any]] = {
-        SOURCES[0]: lambda request: self_generated(place, request, num),
+        SOURCES[0]: lambda request: next(own_chains),
         SOURCES[1]: lambda request: rdkit_chains(request, num),
         SOURCES[2]: lambda request: grown(request, num),
     }
@@ -151,15 +152,16 @@ def measure(
     }
 
 
-def self_generated(place: Place, request: ChainRequest, num: int) -> NDArray[np.floating] | None:
-    """(K, H, 3) chains of the model, or None."""
+def self_generated(place: Place, requests: list[ChainRequest], num: int) -> Iterator[NDArray[np.floating] | None]:
+    """(K, H, 3) chains of the model for every request in order, or None; requests share batches."""
     import numpy as np
 
     from foundation.sampling.run import BATCH_ATOMS, generate_chains
 
-    made = generate_chains(place.model, [request], num, place.seed, BATCH_ATOMS[place.device.type], place.device)
-    kept = [chain.x_ang for chain in made if chain.x_ang is not None]
-    return np.stack(kept) if kept else None
+    made = generate_chains(place.model, requests, num, place.seed, BATCH_ATOMS[place.device.type], place.device)
+    for _ in requests:
+        kept = [chain.x_ang for chain in (next(made) for _ in range(num)) if chain.x_ang is not None]
+        yield np.stack(kept) if kept else None
 
 
 def rdkit_chains(request: ChainRequest, num: int) -> NDArray[np.floating] | None:
