@@ -132,7 +132,8 @@ def in_fresh_process(checkpoint: str, psmiles: str, length: int, units: int, pla
 def cost(checkpoint: str, request: ChainRequest, units: int, seed: int, device: str) -> dict[str, Any]:
     """Seconds and largest memory of single chains, one after the other, until so many units were made.
 
-    Memory is what the process, or the GPU, holds beyond what it held after a short chain; its peak is reset before the long ones.
+    Memory is what the process, or the GPU, holds at its largest beyond what it held before it sampled anything. Time is taken after a
+    short chain.
     """
     import numpy as np
     import psutil
@@ -140,19 +141,18 @@ def cost(checkpoint: str, request: ChainRequest, units: int, seed: int, device: 
 
     from foundation.evaluation.chains import chain_tables
     from foundation.evaluation.metrics import count_clashes
-    from foundation.sampling.request import read_request
+    from foundation.sampling.request import chain_condition, read_request
     from foundation.sampling.run import choose_device, generate_chains
     from foundation.train.checkpoint import load_model
 
     where = choose_device(device)
     model = load_model(checkpoint)[0].to(where)
     short = read_request(request.psmiles, WARM_UNITS, request.tacticity, request.seed)
+    chain_condition(short, model.capabilities)  # RDKit has been at work: its memory is not that of sampling
+    before = torch.cuda.memory_allocated(where) if where.type == "cuda" else psutil.Process().memory_info().rss
+    reset_peak(where)
     list(generate_chains(model, [short], 1, seed, 1, where))
     num = -(-units // request.num_units)
-    before = psutil.Process().memory_info().rss
-    reset_peak(where)
-    if where.type == "cuda":
-        before = torch.cuda.memory_allocated(where)
     wall, processor = time.perf_counter(), time.process_time()
     made = list(generate_chains(model, [request], num, seed, 1, where))
     wall, processor = time.perf_counter() - wall, time.process_time() - processor

@@ -39,6 +39,12 @@ def test_some_chains_are_masked_whole_and_some_lightly(batch: Batch) -> None:
     assert draw_mask(lengths(batch, [1] * 50), 0.0, 1.0, rng()).all()
 
 
+def test_a_fixed_ratio_takes_the_place_of_the_mixture(batch: Batch) -> None:
+    chains = lengths(batch, [20] * 50)
+    for ratio, count in ((0.3, 6), (0.95, 19), (1.0, 20), (0.01, 1)):
+        assert (draw_mask(chains, 0.5, 0.5, rng(), ratio).view(50, 20).sum(1) == count).all()
+
+
 @pytest.mark.parametrize(("num_units", "num_steps"), [(10, 10), (100, 64), (3, 8), (1, 8), (20, 8)])
 def test_every_unit_is_generated_once_in_steps_of_the_cosine_schedule(batch: Batch, num_units: int, num_steps: int) -> None:
     alone = unit_steps(lengths(batch, [num_units]), num_steps, rng())

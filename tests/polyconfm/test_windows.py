@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,10 @@ import torch
 from data_shards.chem.repeat_unit import build_unit
 from data_shards.conformers.quality import find_clashes, vdw_radii_ang
 from data_shards.schema import chain_bonds, chain_elements
-from foundation.batch import Condition, to_dense
+from foundation.batch import Condition
 from foundation.encoders.unit import pair_classes
 from foundation.geometry.assembly import assemble_links, chain_coordinates, condition_layout, link_dihedrals
+from foundation.geometry.rigid import Rigid
 from foundation.objectives.polyconfm import windows
 from foundation.objectives.polyconfm.clashes import Placed, Surroundings, untangle
 from foundation.sampling.request import chain_condition
@@ -21,7 +20,7 @@ from tests.polyconfm.chains import model_of, rng
 from tests.sampling.conftest import request_of
 
 SMALL = {"width": 32, "num_heads": 4, "trunk_layers": 1, "unit_layers": 1, "graph_layers": 1, "local_layers": 1, "orientation_layers": 1}
-STEPS = {"ar_steps": 1, "local_steps": 2, "orientation_steps": 2, "clash_proposals": 2, "clash_redraws": 1, "clash_rounds": 10}
+STEPS = {"ar_steps": 1, "local_steps": 2, "orientation_steps": 2, "clash_proposals": 2, "clash_redraws": 1, "clash_rounds": 2}
 
 
 def condition_of(psmiles: str, num_units: int) -> Condition:
@@ -34,6 +33,7 @@ def test_a_chain_of_several_windows_is_whole(heads: tuple[str, str], monkeypatch
     monkeypatch.setattr(windows, "WINDOW", 12)
     monkeypatch.setattr(windows, "CONTEXT", 4)
     monkeypatch.setattr(windows, "LOOKAHEAD", 2)
+    monkeypatch.setattr(windows, "MAX_TRIES", 1)
     model = model_of(*heads, **SMALL, **STEPS)
     condition = chain_condition(request_of("*CC(*)C", 30), model.capabilities)
     samples = model.sample(condition, 2, rng(1))
@@ -70,57 +70,56 @@ def test_a_window_is_the_chain_cut_at_its_ends() -> None:
     assert torch.equal(part.atom_feat, condition.atom_feat)
 
 
-def brute_force(psmiles: str, num_units: int, x_ang: np.ndarray, settled: int) -> int:
-    """Clashing pairs of two units of which one is at or behind `settled`, all against all."""
+def brute_force(psmiles: str, num_units: int, x_ang: np.ndarray, settled: int, twice: int) -> int:
+    """Clashing pairs of two units of which one is at or behind `settled`, all against all; those of the atom `twice` count twice."""
     topology = build_unit(psmiles).topology
     pairs = find_clashes(x_ang, vdw_radii_ang(chain_elements(topology, num_units)), chain_bonds(topology, num_units)[0])
     unit = np.clip((np.arange(len(x_ang)) - 1) // (topology.num_atoms - 2), 0, num_units - 1)
-    return int(((unit[pairs].max(1) >= settled) & (unit[pairs[:, 0]] != unit[pairs[:, 1]])).sum())
+    counted = (unit[pairs].max(1) >= settled) & (unit[pairs[:, 0]] != unit[pairs[:, 1]])
+    return int(counted.sum() + (counted & (pairs == twice).any(1)).sum())
 
 
 def test_clashes_of_a_window_with_what_was_placed_are_those_of_the_whole_chain() -> None:
-    psmiles, num_units, begin, settled = "*CC(*)C", 40, 20, 26
+    psmiles, num_units, begin, settled = "*CC(*)C", 40, 20, 23
     condition = condition_of(psmiles, num_units)
     chain, start = condition.unit_chain, condition.unit_position == 0
     key, link = condition.key_slot[chain], condition.link_slot[chain]
     assert condition.seed_x_unit_ang is not None
     x_unit = condition.seed_x_unit_ang[0, torch.zeros(num_units, dtype=torch.int64)]
     layout = condition_layout(condition)
-    part, unit = windows._cut(
-        condition, windows._first_units(condition), condition.atom_ptr, torch.tensor([0]), torch.tensor([begin]), torch.tensor([num_units])
-    )
-    seen = []
-    for seed in range(6):  # tight coils: every dihedral near one value of a narrow helix
-        phi = 0.5 + 0.4 * torch.randn(num_units, generator=rng(seed))
+    whole = (condition, windows._first_units(condition), condition.atom_ptr)
+    part, unit = windows._cut(*whole, torch.tensor([0]), torch.tensor([begin]), torch.tensor([num_units]))
+    shared = int(layout.atom[begin, key[begin, 0]])  # star0 of the window is an atom of the unit before it
+    seen, far = 0, 0
+    for turn in torch.linspace(-torch.pi, torch.pi, 60):  # helices, some so narrow that they bite their tails
+        phi = turn + 0.05 * torch.randn(num_units, generator=rng())
         world, world_from_unit = assemble_links(x_unit, key, link, start, phi)
         x_ang = chain_coordinates(world, layout).numpy()
-        front = layout.owned & (torch.arange(num_units) < begin)[:, None]
-        row, slot = front.nonzero().T
+        row, slot = (layout.owned & (torch.arange(num_units) < begin)[:, None]).nonzero().T
         placed = Placed()
-        for half in (slice(0, 25), slice(25, None)):
-            elements = condition.atom_feat[slot[half], 0].numpy()
-            placed.add(world[row[half], slot[half]].numpy(), np.zeros(len(row[half]), dtype=np.int64), vdw_radii_ang(elements))
+        for some in (slice(0, 25), slice(25, 45), slice(45, None)):
+            elements = condition.atom_feat[slot[some], 0].numpy()
+            placed.add(world[row[some], slot[some]].numpy(), np.zeros(len(row[some]), dtype=np.int64), vdw_radii_ang(elements))
         pose = world_from_unit[torch.tensor([begin])]
         around = Surroundings(part.unit_position < settled - begin, pose, placed, torch.tensor([0]))
         made = untangle(phi[unit].expand(2, -1), x_unit[unit], part, pair_classes(part), 0, rng(), around)
         between = made.units[:, made.units[0] != made.units[1]]
-        near_margin = brute_force(psmiles, num_units, x_ang * 0.9965, settled)  # the search keeps a margin of 0.01 angstrom
-        assert brute_force(psmiles, num_units, x_ang, settled) <= between.shape[1] <= near_margin
+        nearer = brute_force(psmiles, num_units, x_ang * 0.994, settled, shared)  # the search keeps a margin of 0.01 angstrom
+        assert brute_force(psmiles, num_units, x_ang, settled, shared) <= between.shape[1] <= nearer
         assert (part.unit_position[between[1]] >= settled - begin).all(), "two settled units are nobody's clash any more"
-        seen.append(between.shape[1])
-    assert max(seen) >= 5, "the case must be hard"
+        seen += between.shape[1]
+        far += int((between[0] == 0).sum())
+    assert min(seen, far) >= 5, "the case must be hard"
 
 
 def test_settled_units_keep_their_angles_when_clashes_are_removed() -> None:
     condition = condition_of("*CC(*)C", 24)
     assert condition.seed_x_unit_ang is not None
     x_unit = condition.seed_x_unit_ang[0, torch.zeros(24, dtype=torch.int64)]
-    draws = 0.5 + 0.4 * torch.randn(5, 24, generator=rng(3))
+    draws = 2 * torch.pi * torch.rand(5, 24, generator=rng(3)) - torch.pi
     draws[:, :9] = draws[0, :9]
-    nowhere = Placed()
-    pose = replace(assemble_links(x_unit[:1], condition.key_slot, condition.link_slot, torch.tensor([True]), draws[0, :1])[1])
-    around = Surroundings(condition.unit_position < 10, pose, nowhere, torch.tensor([0]))
+    pose = Rigid.identity((1,), torch.float64)
+    around = Surroundings(condition.unit_position < 10, pose, Placed(), torch.tensor([0]))
     made = untangle(draws, x_unit, condition, pair_classes(condition), 40, rng(), around)
     assert torch.equal(made.angles_rad[:9], draws[0, :9])
     assert not torch.equal(made.angles_rad[9:-1], draws[0, 9:-1])
-    assert to_dense(made.angles_rad, condition.chain_ptr, 24).isfinite().all()
