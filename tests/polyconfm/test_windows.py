@@ -80,24 +80,24 @@ def brute_force(psmiles: str, num_units: int, x_ang: np.ndarray, settled: int, t
 
 
 def test_clashes_of_a_window_with_what_was_placed_are_those_of_the_whole_chain() -> None:
-    psmiles, num_units, begin, settled = "*CC(*)C", 40, 20, 23
+    psmiles, num_units, begin, settled = "*CC(*)c1ccccc1", 40, 20, 23
     condition = condition_of(psmiles, num_units)
     chain, start = condition.unit_chain, condition.unit_position == 0
     key, link = condition.key_slot[chain], condition.link_slot[chain]
     assert condition.seed_x_unit_ang is not None
-    x_unit = condition.seed_x_unit_ang[0, torch.zeros(num_units, dtype=torch.int64)]
+    x_unit = condition.seed_x_unit_ang[0, torch.randint(16, (num_units,), generator=rng(2))]
     layout = condition_layout(condition)
     whole = (condition, windows._first_units(condition), condition.atom_ptr)
     part, unit = windows._cut(*whole, torch.tensor([0]), torch.tensor([begin]), torch.tensor([num_units]))
     shared = int(layout.atom[begin, key[begin, 0]])  # star0 of the window is an atom of the unit before it
     seen, far = 0, 0
-    for turn in torch.linspace(-torch.pi, torch.pi, 60):  # helices, some so narrow that they bite their tails
-        phi = turn + 0.05 * torch.randn(num_units, generator=rng())
+    for seed in range(30):  # coils that cross themselves
+        phi = 2 * torch.pi * torch.rand(num_units, generator=rng(seed)) - torch.pi
         world, world_from_unit = assemble_links(x_unit, key, link, start, phi)
         x_ang = chain_coordinates(world, layout).numpy()
         row, slot = (layout.owned & (torch.arange(num_units) < begin)[:, None]).nonzero().T
         placed = Placed()
-        for some in (slice(0, 25), slice(25, 45), slice(45, None)):
+        for some in (slice(0, 25), slice(25, 100), slice(100, None)):
             elements = condition.atom_feat[slot[some], 0].numpy()
             placed.add(world[row[some], slot[some]].numpy(), np.zeros(len(row[some]), dtype=np.int64), vdw_radii_ang(elements))
         pose = world_from_unit[torch.tensor([begin])]
@@ -113,9 +113,9 @@ def test_clashes_of_a_window_with_what_was_placed_are_those_of_the_whole_chain()
 
 
 def test_settled_units_keep_their_angles_when_clashes_are_removed() -> None:
-    condition = condition_of("*CC(*)C", 24)
+    condition = condition_of("*CC(*)c1ccccc1", 24)
     assert condition.seed_x_unit_ang is not None
-    x_unit = condition.seed_x_unit_ang[0, torch.zeros(24, dtype=torch.int64)]
+    x_unit = condition.seed_x_unit_ang[0, torch.randint(16, (24,), generator=rng(2))]
     draws = 2 * torch.pi * torch.rand(5, 24, generator=rng(3)) - torch.pi
     draws[:, :9] = draws[0, :9]
     pose = Rigid.identity((1,), torch.float64)
