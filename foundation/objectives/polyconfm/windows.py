@@ -90,7 +90,7 @@ def _settle(at: _Progress, part: Condition, made: Untangled, chosen: Tensor, sto
     owner = part.unit_chain[made.units[1]]
     first = torch.full_like(end, WINDOW).scatter_reduce(0, owner, part.unit_position[made.units[1]], "amin")
     clashing = first < WINDOW
-    again = clashing & (at.tries[chosen] < MAX_TRIES) if retries else torch.zeros_like(clashing)
+    again = clashing & (at.tries[chosen] < MAX_TRIES) & (num_units[chosen] > WINDOW) & retries
     begin = at.begin[chosen]
     lowest = torch.where(begin > 0, begin + NEAREST, 0)
     back = torch.maximum(begin + first - FIRST_STEP_BACK * 2 ** at.tries[chosen], lowest)
