@@ -204,18 +204,11 @@ def clash_finder(tables: Any) -> Any:
 
 
 def characteristic_ratio(topology: UnitTopology, num_units: int, x_ang: NDArray[np.floating]) -> float:
-    """C_n = <R^2> / (n <l^2>) of (K, H, 3) chains over their n backbone bonds.
-
-    Source: Flory, Statistical Mechanics of Chain Molecules (1969), chapter I, eq. 12.
-    """
-    import numpy as np
-
+    """C_n of (K, H, 3) chains over their backbone, mean over chains."""
     from data_shards.conformers.statistics import backbone_path
+    from foundation.evaluation import backbone
 
-    path = x_ang[:, backbone_path(topology, num_units)].astype(np.float64)
-    bonds = np.diff(path, axis=1)
-    reach = path[:, -1] - path[:, 0]
-    return float((reach**2).sum(-1).mean() / ((bonds**2).sum(-1).mean() * bonds.shape[1]))
+    return float(backbone.characteristic_ratio(x_ang[:, backbone_path(topology, num_units)]).mean())
 
 
 def cost_verdicts(costs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
