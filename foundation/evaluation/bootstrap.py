@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,22 @@ def mean_over_polymers(values: NDArray[np.floating], seed: int) -> Estimate:
         return Estimate(None, None, None, 0)
     means = resample_weights(len(known), seed) @ known / len(known)
     return _estimate(float(known.mean()), means, len(known))
+
+
+def paired(values: Mapping[str, NDArray[np.floating]], first: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Mean of ``first`` minus another method over the same polymers, with its interval, for every other method.
+
+    What polymers have in common falls out of a difference, so it tells methods apart that two intervals side by side do not.
+
+    Args:
+        values: method -> (P,) one number a polymer, NaN where it has none; a pair needs both.
+        first: the method that others are taken from; nothing is compared where it is absent.
+        seed: of the resamples.
+    """
+    if first not in values:
+        return {}
+    made = {name: mean_over_polymers(values[first] - own, seed) for name, own in values.items() if name != first}
+    return {name: asdict(estimate) for name, estimate in made.items() if estimate.num_polymers}
 
 
 def pooled_divergence(generated: NDArray[np.floating], reference: NDArray[np.floating], seed: int) -> Estimate:

@@ -20,7 +20,7 @@ from data_shards.chem.oligomer import close_over, cut_out, heavy_chain
 from data_shards.chem.stereo import tag_from_sign
 from data_shards.schema import PolymerSample, UnitTopology, chain_hydrogens, unit_slots
 from foundation.evaluation import metrics
-from foundation.evaluation.bootstrap import mean_over_polymers
+from foundation.evaluation.bootstrap import mean_over_polymers, paired
 from foundation.evaluation.chains import chain_tables
 from foundation.evaluation.ensembles import (
     ENSEMBLE_METRICS,
@@ -33,7 +33,7 @@ from foundation.evaluation.ensembles import (
 from foundation.evaluation.measure import Attempts, Reference, handedness, link_counts, measure, reference_of, torsion_counts
 from foundation.evaluation.metrics import METRICS, Metric
 from foundation.evaluation.mmff import relaxed_energies
-from foundation.evaluation.protocol import REFERENCE, attempts_of
+from foundation.evaluation.protocol import MODEL, REFERENCE, attempts_of
 
 PARTS = {"unit": 1, "oligomer": 3}  # repeat units of a window
 MAX_REFERENCES = {"unit": 32, "oligomer": 8}  # twice as many are generated; relaxing an oligomer takes up to a second
@@ -324,6 +324,7 @@ def part_results(part: str, records: Sequence[PartRecord], too_short: int, seed:
         table[metric] = {
             **meaning.described(),
             "methods": {name: asdict(estimate) for name, estimate in estimates.items() if estimate.num_polymers},
+            "model_minus": paired(values, MODEL, seed),
         }
     return {
         "protocol": {

@@ -62,7 +62,11 @@ def loss_of(estimate: Estimate, better: str, reference: Estimate | None) -> Esti
 
 
 def judge(metric: dict[str, Any]) -> tuple[str, str | None]:
-    """Key of SIGNS for the model against the best trivial baseline, and which that is. Intervals that overlap are not told apart."""
+    """Key of SIGNS for the model against the best trivial baseline, and which that is.
+
+    They are told apart where the interval of their difference over the same polymers does not hold zero; where a file has no such
+    difference, and where a metric is to be near the reference, where their own intervals do not overlap.
+    """
     found, better = estimates(metric), str(metric.get("better", "low"))
     losses = {m: loss for m, e in found.items() if m != REFERENCE and (loss := loss_of(e, better, found.get(REFERENCE))) is not None}
     trivial = {m: loss for m, loss in losses.items() if m not in NOT_TRIVIAL}
@@ -75,6 +79,9 @@ def judge(metric: dict[str, Any]) -> tuple[str, str | None]:
     if min(mine.polymers, theirs.polymers) < FEWEST:
         return "few", best
     apart = abs(mine.value - theirs.value) >= SMALLEST
+    difference = estimates({"methods": metric.get("model_minus")}).get(best)
+    if difference is not None and (less := loss_of(difference, better, None)) is not None:
+        return ("better" if apart and less.high < 0 else "worse" if apart and less.low > 0 else "alike"), best
     return ("better" if apart and mine.high < theirs.low else "worse" if apart and mine.low > theirs.high else "alike"), best
 
 

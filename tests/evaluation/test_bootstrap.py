@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foundation.evaluation.bootstrap import mean_over_polymers, pooled_divergence, resample_weights
+from foundation.evaluation.bootstrap import mean_over_polymers, paired, pooled_divergence, resample_weights
 from foundation.evaluation.metrics import jensen_shannon_bits
 
 
@@ -48,3 +48,20 @@ def test_pooled_divergence_pools_counts_not_divergences() -> None:
     assert estimate.low is not None
     assert estimate.low < estimate.high < 0.1
     assert pooled_divergence(np.zeros((2, 36)), reference[:2], 0).value is None
+
+
+def test_a_difference_over_the_same_polymers_tells_apart_what_two_intervals_do_not() -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.normal(0.0, 5.0, 40)  # what polymers have in common
+    ours, other = hard + rng.normal(0.0, 0.1, 40), hard + 1.0 + rng.normal(0.0, 0.1, 40)
+    other[0] = np.nan
+    one, two = mean_over_polymers(ours, 0), mean_over_polymers(other, 0)
+    assert one.high is not None
+    assert two.low is not None
+    assert one.high > two.low
+    found = paired({"model": ours, "other": other, "none": np.full(40, np.nan)}, "model", 0)
+    assert set(found) == {"other"}
+    assert found["other"]["num_polymers"] == 39
+    assert found["other"]["value"] == pytest.approx(np.nanmean(ours - other))
+    assert found["other"]["high"] < -0.9
+    assert paired({"other": other}, "model", 0) == {}

@@ -306,6 +306,24 @@ def test_the_verdict_of_a_metric(
     assert tables.judge(few)[0] == ("few" if verdict[1] else "none")
 
 
+@pytest.mark.parametrize(
+    ("better", "difference", "verdict"),
+    [("low", (-1.0, -1.5, -0.5), "better"), ("low", (-1.0, -2.5, 0.5), "alike"), ("high", (-1.0, -1.5, -0.5), "worse")],
+)
+def test_a_difference_over_the_same_polymers_decides_where_intervals_overlap(
+    better: str, difference: tuple[float, ...], verdict: str
+) -> None:
+    names = ("value", "low", "high")
+    methods = {"model": (2.0, 1.0, 3.0), "extended": (3.0, 2.0, 4.0)}
+    metric = {
+        "better": better,
+        "methods": {m: dict(zip(names, e, strict=True)) | {"num_polymers": 9} for m, e in methods.items()},
+        "model_minus": {"extended": dict(zip(names, difference, strict=True)) | {"num_polymers": 9}},
+    }
+    assert tables.judge(metric) == (verdict, "extended")
+    assert tables.judge({**metric, "model_minus": "no table"})[0] == "alike"
+
+
 # --------------------------------------------------------------------------------------------------------------------------- figures
 
 
