@@ -13,12 +13,13 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -250,9 +251,14 @@ def made_anew(page: Path) -> str:
     return with_numbers(with_tables(text, page.parent), page.parent)
 
 
+def main(paths: Annotated[list[Path] | None, typer.Argument(help="Markdown files; by default every page with something made")] = None) -> None:
+    """Write outputs, tables and linked numbers of pages anew."""
+    for path in paths or checked_pages():
+        new = made_anew(path.resolve())
+        changed = new != path.read_text()
+        path.write_text(new)
+        print(f"{path}: {'written anew' if changed else 'as it was'}")
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:] or [str(path) for path in checked_pages()]:
-        new = made_anew(Path(argument).resolve())
-        changed = new != Path(argument).read_text()
-        Path(argument).write_text(new)
-        print(f"{argument}: {'written anew' if changed else 'as it was'}")
+    typer.run(main)
