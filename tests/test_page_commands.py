@@ -163,7 +163,8 @@ def command_lines(text: str) -> list[str]:
             line = " ".join(re.sub(r"(^|\s)#.*$", "", line).split())
             if line and (fence.language or line.startswith(PROGRAMS)):
                 found.append(line)
-    return found
+    indented = re.findall(r"^    (python -m \S.*)$", text, flags=re.MULTILINE) if "```" not in text else []
+    return found + [" ".join(re.sub(r"\s#.*$", "", line).split()) for line in indented]
 
 
 def page_paths() -> list[Path]:
