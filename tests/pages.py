@@ -105,7 +105,7 @@ def with_outputs(text: str, printed: list[list[str]]) -> str:
 
 
 def agree(shown: list[str], printed: list[str]) -> bool:
-    """Whether two outputs are the same but for one unit in the last shown digit of a number with decimals, which differs between machines."""
+    """Whether two outputs are the same, but for one unit in the last shown digit of a number with decimals: machines differ there."""
     if len(shown) != len(printed):
         return False
     for left, right in zip(shown, printed):
@@ -251,7 +251,9 @@ def made_anew(page: Path) -> str:
     return with_numbers(with_tables(text, page.parent), page.parent)
 
 
-def main(paths: Annotated[list[Path] | None, typer.Argument(help="Markdown files; by default every page with something made")] = None) -> None:
+def main(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Markdown files; by default every page with something made")] = None,
+) -> None:
     """Write outputs, tables and linked numbers of pages anew."""
     for path in paths or checked_pages():
         new = made_anew(path.resolve())

@@ -1,6 +1,6 @@
-"""Every command line of README and docs is run: small and in order (slow), as a dry run, or elsewhere; a table says which, and why not.
+"""Every command line of README and docs is run: small and in order (slow), as a dry run, or elsewhere. A table says which, and why not.
 
-Records of measurements (docs/results) are held to today's options only. `python -m pytest tests/test_page_commands.py -m slow` runs the lot.
+Records of measurements (docs/results) are held to today's options only.
 """
 
 from __future__ import annotations
@@ -101,15 +101,12 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/textbook --out runs/first train.checkpoint_every=200": Dry(),
     "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...": NotHere("keys of an account"),
     "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/textbook --out runs/first"
-    " train.checkpoint_store=s3://bucket/first": Elsewhere(
-        STORE + "test_a_new_machine_goes_on_from_the_store"
-    ),
+    " train.checkpoint_store=s3://bucket/first": Elsewhere(STORE + "test_a_new_machine_goes_on_from_the_store"),
     "python -m foundation.generate --checkpoint s3://bucket/first --psmiles '*CC*' --num 10 --out polyethylene.sdf": Elsewhere(
         STORE + "test_a_model_is_read_from_the_store"
     ),
-    "python -m foundation.generate --checkpoint s3://bucket/first/step-00000200 --psmiles '*CC*' --num 10 --out polyethylene.sdf": Elsewhere(
-        STORE + "test_a_model_is_read_from_the_store"
-    ),
+    "python -m foundation.generate --checkpoint s3://bucket/first/step-00000200 --psmiles '*CC*' --num 10"
+    " --out polyethylene.sdf": Elsewhere(STORE + "test_a_model_is_read_from_the_store"),
     # docs/cluster.md
     "ray job submit -- cluster/pretrain.yaml shards=/shared/shards out=/shared/runs/mine train.num_steps=50000": Elsewhere(
         JOBS + "test_a_working_directory_that_is_a_copy_continues_the_same_run"
@@ -117,7 +114,9 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "ray job submit -- cluster/pretrain.yaml --dry-run": Run(
         instead="python -m cluster.launch cluster/pretrain.yaml shards=shards/textbook out=runs/job --dry-run"  # on a Ray of its own
     ),
-    "export RAY_AUTH_MODE=token && ray start --address=HEAD:6379 --disable-usage-stats": Elsewhere("tests/cluster/test_two_hosts.py::test_a_host_that_is_cut_off"),
+    "export RAY_AUTH_MODE=token && ray start --address=HEAD:6379 --disable-usage-stats": Elsewhere(
+        "tests/cluster/test_two_hosts.py::test_a_host_that_is_cut_off"
+    ),
     "pgrep -f RayTrainWorker": DRILL,
     'kill -9 "$(pgrep -f RayTrainWorker | head -1)"': DRILL,
     "tail -f runs/pretrain/metrics.jsonl": DRILL,

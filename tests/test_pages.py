@@ -32,7 +32,9 @@ def test_snippets_print_what_the_page_shows(page: Path) -> None:
     printed = pages.run_snippets(text, page.name)
     for snippet, new in zip(pages.snippets(text), printed, strict=True):
         shown = list(snippet.output.lines) if snippet.output else []
-        assert pages.agree(shown, new), f"line {snippet.code.first + 1}: run `python -m tests.pages {name(page)}`; printed:\n" + "\n".join(new)
+        assert pages.agree(shown, new), f"line {snippet.code.first + 1}: run `python -m tests.pages {name(page)}`; printed:\n" + "\n".join(
+            new
+        )
 
 
 @pytest.mark.parametrize("page", pages.checked_pages(), ids=name)
