@@ -43,6 +43,14 @@ def test_tables_and_linked_numbers_are_those_of_their_sources(page: Path) -> Non
     assert pages.with_numbers(pages.with_tables(text, page.parent), page.parent) == text, f"run `python -m tests.pages {name(page)}`"
 
 
+def test_every_number_among_the_results_is_linked_to_its_file() -> None:
+    section = (ROOT / "README.md").read_text().split("## Results\n")[1].split("\n## ")[0]
+    typed = pages.LINK.sub("", pages.MADE.sub("", section))
+    numbers = [row.split(" | ")[1] for row in typed.splitlines() if row.startswith("| ")]
+    assert len(numbers) > 5
+    assert [cell for cell in numbers if re.search(r"\d", cell)] == []
+
+
 def test_every_metric_is_named_on_its_page() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text()
     assert [metric for metric in METRICS if f"`{metric}`" not in text] == []
