@@ -141,6 +141,14 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m foundation.pretrain --shards shards/textbook --out runs/second track.mode=online track.project=polymers": Elsewhere(
         "tests/train/test_mirror.py::test_online_a_run_killed_and_started_again_is_one_run"
     ),
+    "python -m foundation.track.attach --run runs/second --evaluation runs/second/eval --dry-run": Elsewhere(
+        "tests/train/test_dashboard.py::test_dry_run_says_what_would_be_added"
+    ),
+    "pip install -c constraints.txt -e '.[dashboard]'": NotHere("downloads"),
+    "python -m foundation.track.dashboard --project polymers --dry-run": Dry(),
+    "WANDB_API_KEY=... python -m foundation.track.dashboard --project polymers --entity our-team": Elsewhere(
+        "tests/train/test_dashboard.py::test_the_dashboard_reaches_the_server"
+    ),
     # docs/training.md
     "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/md=0.8 --shards shards/grow=0.2 --out runs/mixed": Dry(),
     "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/md --shards shards/grow --out runs/all --dry-run": Dry(),
@@ -215,7 +223,7 @@ def command_of(module: str) -> typer.core.TyperCommand:
 
 def check_words(line: str) -> None:
     """Raise where a program, module, option, value, job file, field or target of a command line does not exist."""
-    words = shlex.split(line)
+    words = shlex.split(re.sub(r"^([A-Z_]+=\S+ )+", "", line))  # variables in front of a command
     if words[:2] == ["python", "-m"]:
         command_of(words[2]).make_context(words[2], words[3:])
     elif words[0] == "python":
