@@ -168,15 +168,18 @@ def _value(number: str) -> float:
 
 
 def metrics_table(folder: Path) -> str:
-    """Every metric of foundation.evaluation with its unit and protocol."""
-    from foundation.evaluation.metrics import METRICS
+    """Every metric of foundation.evaluation with its unit and protocol, by group."""
+    from foundation.evaluation.metrics import GROUPS
 
     words = {"low": "low", "high": "high", "reference": "as the reference", "zero": "counts as 0", "absent": "left out"}
-    lines = ["| metric | unit | better | a failed conformation | how it is measured |", "|---|---|---|---|---|"]
-    for name, metric in METRICS.items():
-        cells = (f"`{name}`", metric.unit, words[metric.better], words[metric.failures], metric.protocol.replace("|", "\\|"))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    sections = []
+    for group, members in GROUPS.items():
+        lines = [f"**{group}**\n", "| metric | unit | better | a failed conformation | how it is measured |", "|---|---|---|---|---|"]
+        for name, metric in members.items():
+            cells = (f"`{name}`", metric.unit, words[metric.better], words[metric.failures], metric.protocol.replace("|", "\\|"))
+            lines.append("| " + " | ".join(cells) + " |")
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections) + "\n"
 
 
 EVALUATION = "docs/results/evaluation.json"
@@ -186,7 +189,8 @@ SHOWN = {  # metrics of the README's table, and how many digits
     "radius_of_gyration_error": ("radius of gyration, relative error", 3),
     "clash_rate_per_heavy_atom": ("clashes per heavy atom", 3),
     "bond_within_mmff_fraction": ("bonds within 0.1 Å of MMFF94, fraction", 3),
-    "rmsd_recall_ang": ("Kabsch RMSD, recall, Å", 1),
+    "emat_r_kcal_mol": ("energy per atom, recall, kcal/mol", 3),
+    "rmsd_recall_ang": ("RMSD, recall, Å", 1),
 }
 
 

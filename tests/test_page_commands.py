@@ -89,6 +89,7 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m foundation.evaluate --checkpoint runs/first --shards shards/textbook --split test --out runs/first/eval": Run(
         "--num 1 --limit 1 --train-limit 5"
     ),
+    "python -m foundation.report runs/first --overwrite": Run(),
     "python -m foundation.embed --checkpoint runs/first --input polymers.csv --out embeddings.parquet": Run("--num-units 3"),
     "export RAY_AUTH_MODE=token && ray get-auth-token --generate": NotHere("writes a token into the home folder"),
     "ray start --head --disable-usage-stats": HEAD,
@@ -125,6 +126,11 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "ray stop --force": DRILL,
     "ray start --address=HEAD:6379 --disable-usage-stats": Elsewhere("tests/cluster/test_two_hosts.py::test_a_host_that_is_cut_off"),
     "ip link set eth0 down; sleep 120; ip link set eth0 up": DRILL,
+    # docs/report.md
+    "python -m foundation.report runs/first": Elsewhere(
+        "tests/report/test_report.py::test_the_command_writes_one_page_and_never_over_another"
+    ),
+    "python -m foundation.report runs/demo --out demo.html --overwrite": Run(),
     # docs/scaling.md
     "python -m benchmarks.scaling_measure --shards shards/corpus": NotHere("times this machine for several minutes, on a quiet one"),
     "python -m benchmarks.scaling_model": Run(),
@@ -214,6 +220,8 @@ def test_commands_are_found() -> None:
 def command_of(module: str) -> typer.core.TyperCommand:
     """The command of a module; main alone where it is run by typer.run."""
     found = importlib.import_module(module)
+    if hasattr(found, "__path__"):  # a package that runs
+        found = importlib.import_module(f"{module}.__main__")
     app = getattr(found, "app", None)
     if app is None:
         app = typer.Typer()
