@@ -108,6 +108,10 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     ),
     "python -m foundation.generate --checkpoint s3://bucket/first/step-00000200 --psmiles '*CC*' --num 10"
     " --out polyethylene.sdf": Elsewhere(STORE + "test_a_model_is_read_from_the_store"),
+    "python -m foundation.release --checkpoint runs/first --out weights/first --evaluation runs/first/eval/results.json": Run(),
+    "python -m foundation.generate --checkpoint weights/first --psmiles '*CC*' --num 10 --out polyethylene.sdf": Run(
+        "--num-units 3 --num 1"
+    ),
     # docs/cluster.md
     "ray job submit -- cluster/pretrain.yaml shards=/shared/shards out=/shared/runs/mine train.num_steps=50000": Elsewhere(
         JOBS + "test_a_working_directory_that_is_a_copy_continues_the_same_run"
@@ -139,6 +143,7 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m data_shards.build --source textbook --out shards/textbook": Dry(),
     "python -m data_shards.show shards/x --sample '*CC(*)c1ccccc1' --out look.png --sdf ps.sdf": Run(),
     "python -m data_shards.verify shards/x --quality": Run(),
+    "python -m data_shards.build --source shards --input shards/x --hold-out heldout.csv --out shards/x-blind": Run("--workers 0"),
     "python -m data_shards.leaks shards/x --against tg.csv --against egc.csv": Run(),
     # docs/tracking.md
     "python -m foundation.pretrain --shards shards/textbook --out runs/first": Dry(),
@@ -322,7 +327,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
             shutil.copy2(ROOT / name, tmp_path / name)
     polymers = ["*CC(*)c1ccccc1", "*CC*", "*CC(*)C", "*CCO*"]
     (tmp_path / "polymers.csv").write_text("\n".join(["psmiles", *polymers]) + "\n")
-    for name in ("tg", "egc"):
+    for name in ("tg", "egc", "heldout"):
         (tmp_path / f"{name}.csv").write_text("psmiles,value\n*CC(*)C,1\n")
     (tmp_path / "chains.sdf").write_text(three_chains())
     yield tmp_path
