@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,19 +167,28 @@ def _value(number: str) -> float:
 # ----------------------------------------------------------------------------------------------------------------------------- tables
 
 
+HEADER = "| metric | unit | better | a failed conformation | how it is measured |\n|---|---|---|---|---|"
+WORDS = {"low": "low", "high": "high", "reference": "as the reference", "zero": "counts as 0", "one": "counts as 1", "absent": "left out"}
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> str:
+    """A row for each metric: name, unit, direction, failures, protocol."""
+    rows = [(f"`{name}`", m.unit, WORDS[m.better], WORDS[m.failures], m.protocol.replace("|", "\\|")) for name, m in metrics.items()]
+    return "\n".join([HEADER, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
 def metrics_table(folder: Path) -> str:
-    """Every metric of foundation.evaluation with its unit and protocol, by group."""
+    """Every metric of chains with its unit and protocol, by group."""
     from foundation.evaluation.metrics import GROUPS
 
-    words = {"low": "low", "high": "high", "reference": "as the reference", "zero": "counts as 0", "absent": "left out"}
-    sections = []
-    for group, members in GROUPS.items():
-        lines = [f"**{group}**\n", "| metric | unit | better | a failed conformation | how it is measured |", "|---|---|---|---|---|"]
-        for name, metric in members.items():
-            cells = (f"`{name}`", metric.unit, words[metric.better], words[metric.failures], metric.protocol.replace("|", "\\|"))
-            lines.append("| " + " | ".join(cells) + " |")
-        sections.append("\n".join(lines))
-    return "\n\n".join(sections) + "\n"
+    return "\n".join(f"**{group}**\n\n{metric_rows(members)}" for group, members in GROUPS.items())
+
+
+def part_metrics_table(folder: Path) -> str:
+    """Every metric of repeat units and oligomers."""
+    from foundation.evaluation.parts import PART_METRICS
+
+    return metric_rows(PART_METRICS)
 
 
 EVALUATION = "docs/results/evaluation.json"
@@ -224,7 +233,7 @@ def _token(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1").replace(" ", "%20")
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"metrics": metrics_table, "evaluation": evaluation_table}
+TABLES: dict[str, Callable[[Path], str]] = {"metrics": metrics_table, "part-metrics": part_metrics_table, "evaluation": evaluation_table}
 
 
 def with_tables(text: str, folder: Path) -> str:
