@@ -60,6 +60,16 @@ JOBS = "tests/cluster/test_jobs.py::"
 STORE = "tests/train/test_checkpoint_store.py::"
 DRILL = NotHere("part of a drill by hand on a cluster of one's own; tests/cluster/test_drill.py holds the automatic one")
 HEAD = Elsewhere(JOBS + "test_the_smoke_job_goes_all_the_way")  # its fixture starts the head
+EXPERIMENTS = {  # each run with --quick
+    "unit_reconstruction": "test_one_polymer_is_learned_step_by_step",
+    "frame_assembly": "test_true_frames_give_the_chain_back_and_errors_of_frames_do_not",
+    "length_scaling": "test_cost_and_quality_against_length",
+    "masking_ratio": "test_models_are_trained_and_compared",
+    "guidance": "test_guidance_of_one_is_the_reference",
+    "head_ablation": "test_models_are_trained_and_compared",
+    "property_input": "test_sources_of_3d_are_compared_on_the_same_polymers",
+    "sampling_steps": "test_budgets_are_held_against_the_largest",
+}
 TINY_BUILD = "--workers 0 --num-units 4 --conformers 1"
 COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     # README, top to bottom; what is run later finds what was made before
@@ -130,6 +140,14 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "ray stop --force": DRILL,
     "ray start --address=HEAD:6379 --disable-usage-stats": Elsewhere("tests/cluster/test_two_hosts.py::test_a_host_that_is_cut_off"),
     "ip link set eth0 down; sleep 120; ip link set eth0 up": DRILL,
+    # docs/experiments.md
+    "python -m benchmarks.experiments": Run(),
+    **{
+        f"python -m benchmarks.experiments.{name} --checkpoint runs/corpus --shards shards/corpus --out runs/experiments/{name}": Elsewhere(
+            f"tests/benchmarks/test_experiments.py::{test}"
+        )
+        for name, test in EXPERIMENTS.items()
+    },
     # docs/report.md
     "python -m foundation.report runs/first": Elsewhere(
         "tests/report/test_report.py::test_the_command_writes_one_page_and_never_over_another"
