@@ -120,6 +120,7 @@ def test_leaving_at_once_keeps_the_exit_code_and_runs_no_exit_handler(ending: st
     """A rank that failed may not take the interpreter down in order (docs/log.md, SIGABRT of a rank that fails)."""
     program = (
         "import atexit, os, signal, sys\nfrom data_shards.console import leave_at_once, run\nfrom data_shards.errors import InputError\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         f"atexit.register(print, 'in order')\ndef app():\n    leave_at_once()\n    print('said')\n    {ending}\nrun(app)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

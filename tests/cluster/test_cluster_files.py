@@ -19,13 +19,20 @@ import pytest
 import yaml
 
 from cluster.spec import PretrainSpec, load_spec
-from tests.test_docs import README, code_lines
+from tests.pages import fences
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 CLUSTER = ROOT / "cluster"
 AUTOSCALER = sorted(CLUSTER.glob("ray_cluster*.yaml"))
 COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines of the sh blocks of a page, comments off."""
+    lines = [line.split(" #")[0].strip() for fence in fences(text) if fence.language == "sh" for line in fence.lines]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def ray_start_options() -> set[str]:

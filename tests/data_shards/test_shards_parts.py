@@ -157,7 +157,7 @@ def test_bad_table_options_are_one_sentence(tmp_path: Path) -> None:
         open_source("table", None)
     with pytest.raises(InputError, match=r"--source textbook reads its own table, not a.csv"):
         textbook("a.csv")
-    with pytest.raises(InputError, match=r"source 'zinc' must be one of table, textbook, sdf, polyconfm-lmdb; change --source"):
+    with pytest.raises(InputError, match=r"source 'zinc' must be one of table, textbook, sdf, shards, polyconfm-lmdb; change --source"):
         open_source("zinc", None)
     with pytest.raises(InputError, match=r"--source sdf needs a file; pass it with --input"):
         open_source("sdf", None)

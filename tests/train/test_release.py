@@ -301,7 +301,15 @@ def results(weights: str, fingerprint: str, *, parts: bool) -> dict[str, Any]:
     part = {
         "protocol": {"num_polymers": 3, "interval": "95% percentile bootstrap"},
         "attempts": {name: {"attempted": 12, "failed": 1, "reasons": {"gave up": 1}} for name in ("model", "random links")},
-        "metrics": {"jsd": {"unit": "bit", "protocol": "a|b", "better": "lower", "methods": {"model": own, "random links": other}}},
+        "metrics": {
+            "jsd": {
+                "group": "distribution",
+                "unit": "bit",
+                "protocol": "a|b",
+                "better": "low",
+                "methods": {"model": own, "random links": other},
+            }
+        },
         "polymers": [{"psmiles": "*CC*"}],
     }
     whole = {
