@@ -1,8 +1,8 @@
 """Remove clashes from sampled chains by redrawing link dihedrals between the clashing units.
 
-The head is asked for a few alternative samples of the N - 1 angles of every chain. First each junction takes the first of them at which its
+Every junction has a few alternatives to the angle that was drawn for it (foundation/objectives/polyconfm/proposals.py). First it takes the first of them at which its
 two units do not touch each other, all junctions at once: rejection sampling. What is left are units further apart along the chain, to
-which a joint sample is blind. In every round each chain tries several changes, each at one junction between two clashing units, which
+which the draw is blind. In every round each chain tries several changes, each at one junction between two clashing units, which
 takes its angle from an alternative sample (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse. Where
 clashes persist, every second change is shaken by some ten degrees. All chains are treated together; the law of the angles is kept up to
 the selection. Units whose clash no angle removes are named in the result: their shapes have to be drawn again.
@@ -42,11 +42,13 @@ class Untangled:
         angles_rad: (U,).
         units: (2, P) units first <= second of the clashing atom pairs that are left; equal where a unit clashes with itself.
         num_before: clashing atom pairs of two units in the first sample, all chains together.
+        alternatives_rad: (P, U) what there was to choose from beside the first sample.
     """
 
     angles_rad: Tensor
     units: Tensor
     num_before: int
+    alternatives_rad: Tensor
 
 
 class Placed:
@@ -161,7 +163,7 @@ def untangle(
         count = torch.where(accepted, fewest, count)
         fresh = accepted[owner] & (copy == chosen[owner])
         pairs = torch.cat([pairs[:, ~accepted[chain[pairs[0]]]], torch.stack(found)[:, fresh]], 1)
-    return Untangled(best, torch.stack(chains.clashes(best[None], everyone, inner=True)[1:]), before)
+    return Untangled(best, torch.stack(chains.clashes(best[None], everyone, inner=True)[1:]), before, angles_rad[1:])
 
 
 def _choose_at_junctions(angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from foundation.objectives.polyconfm.local_cartesian import CartesianHead
 from foundation.objectives.polyconfm.local_torsional import TorsionalHead
 from foundation.objectives.polyconfm.orient_so3 import SO3Head
 from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
+from foundation.objectives.polyconfm.proposals import exchanged
 from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
 from foundation.objectives.polyconfm.view import GraphView, UnitView
 from foundation.objectives.polyconfm.windows import sample_in_windows
@@ -196,16 +197,21 @@ class PolyConFM(nn.Module):
         rng: torch.Generator,
         angles: Tensor | None = None,
         around: Surroundings | None = None,
+        alternatives: Tensor | None = None,
     ) -> Untangled:
-        """Link dihedrals of every chain, untangled by choosing among a few joint draws.
+        """Link dihedrals of every chain: a joint draw, untangled by choosing among alternatives.
 
         Args:
             angles: (U,) preferred to those drawn, NaN where there is no preference.
             around: where the chains are windows of longer ones; angles between settled units are kept.
+            alternatives: (P, U) from an earlier call for the same chains, whose kinds of junctions have not changed.
         """
         context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(condition.has_next))
-        num_draws = 1 + self.config.clash_proposals if self.config.clash_rounds else 1
-        draws = torch.stack([self.draw_links(condition, x_unit, context, known.graphs, rng) for _ in range(num_draws)])
+        draws = self.draw_links(condition, x_unit, context, known.graphs, rng)[None]
+        if self.config.clash_rounds:
+            if alternatives is None:
+                alternatives = self.propose_links(draws[0], condition, x_unit, context, known.graphs, rng)
+            draws = torch.cat([draws, alternatives])
         if angles is not None:
             draws[0] = torch.where(angles.isnan(), draws[0], angles)
         if around is not None:
@@ -231,7 +237,8 @@ class PolyConFM(nn.Module):
             known = self.know(part)
             x_part, tokens = self.sample_units(part, known, rng, x_unit[unit][:, : part.max_atoms], kept)
             stays = kept & kept[part.unit_after]
-            again = self.sample_links(part, known, x_part, tokens, rng, made.angles_rad[unit].masked_fill(~stays, torch.nan), near)
+            wanted = made.angles_rad[unit].masked_fill(~stays, torch.nan)
+            again = self.sample_links(part, known, x_part, tokens, rng, wanted, near, made.alternatives_rad[:, unit])
             count = torch.bincount(chain[made.units[0]], minlength=condition.num_chains)
             better = torch.bincount(part.unit_chain[again.units[0]], minlength=len(chosen)) <= count[chosen]
             taken = better[part.unit_chain]  # (units of part,)
@@ -240,8 +247,24 @@ class PolyConFM(nn.Module):
             angles[unit[taken]] = again.angles_rad[taken]
             old = made.units[:, ~torch.isin(chain[made.units[0]], chosen[better])]
             new = unit[again.units[:, taken[again.units[0]]]]
-            made = Untangled(angles, torch.cat([old, new], 1), made.num_before)
+            made = Untangled(angles, torch.cat([old, new], 1), made.num_before, made.alternatives_rad)
         return x_unit, made
+
+    def propose_links(
+        self, drawn: Tensor, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator
+    ) -> Tensor:
+        """(clash_proposals, U) alternatives to the drawn angles: those of other junctions of the same kind.
+
+        Chains with a junction of a rare kind get further joint draws.
+        """
+        proposals, rare = exchanged(drawn, condition, self.config.clash_proposals, rng)
+        chosen = torch.unique(condition.unit_chain[rare])
+        if len(chosen):
+            part, unit = select_chains(condition, chosen), torch.isin(condition.unit_chain, chosen).nonzero()[:, 0]
+            given = part, x_unit_ang[unit, : part.max_atoms], context[unit], graphs.select(chosen)
+            for row in proposals:
+                row[unit] = self.draw_links(*given, rng)
+        return proposals
 
     def draw_links(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:
         """(U,) link dihedrals of every chain, drawn jointly; rotations that satisfy both overlaps are given by them."""

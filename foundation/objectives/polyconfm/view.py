@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class GraphView:
             torsion_moved=to_dense(condition.torsion_moved, condition.torsion_ptr, num_torsions),
             torsion_mask=dense_mask(condition.torsion_ptr, num_torsions),
         )
+
+    def select(self, chain: Tensor) -> GraphView:
+        """Those of some chains."""
+        return GraphView(*(getattr(self, field.name)[chain] for field in fields(self)))
 
 
 @dataclass(frozen=True)
