@@ -1,11 +1,11 @@
 """Remove clashes from sampled chains by redrawing link dihedrals between the clashing units.
 
-Every junction has a few alternatives to the angle that was drawn for it (foundation/objectives/polyconfm/proposals.py). First it takes the
-first of them at which its two units do not touch each other, all junctions at once: rejection sampling. What is left are units further
-apart along the chain, to which the draw is blind. In every round each chain tries several changes, each at one junction between two clashing
-units, which takes its angle from an alternative (a pivot move). The change that leaves the fewest clashes stays, unless all make it worse.
-Where clashes persist, every second change is shaken by some ten degrees. All chains are treated together; the law of the angles is kept up
-to the selection. Units whose clash no angle removes are named in the result: their shapes have to be drawn again.
+Every junction has a few alternatives to the angle that was drawn for it (foundation/objectives/polyconfm/proposals.py). First it takes
+the first of them at which its two units do not touch each other, all junctions at once: rejection sampling. What is left are units
+further apart along the chain, to which the draw is blind. In every round each chain tries several changes, each at one junction between
+two clashing units, which takes its angle from an alternative (a pivot move). The change that leaves the fewest clashes stays, unless all
+make it worse. Where clashes persist, every second change is shaken by some ten degrees. All chains are treated together; the law of the
+angles is kept up to the selection. Units whose clash no angle removes are named in the result: their shapes have to be drawn again.
 
 Source: Madras and Sokal, The pivot algorithm, J. Stat. Phys. 50 (1988) 109. Differs: moves are aimed at clashes and only ever downhill.
 """
