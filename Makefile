@@ -51,7 +51,6 @@ DEMO_STEPS ?= 240
 STRUCTURES := $(DEMO)/polystyrene-100.sdf $(DEMO)/polylactide-50.sdf $(DEMO)/pmma-50.sdf
 
 demo: $(DEMO)/report.html  ## bundled polymers > shards > pretraining > conformations > evaluation > runs/demo/report.html
-	@cat $(DEMO)/eval/table.md
 	@echo "done: shards, checkpoint, metrics.jsonl, structures and evaluation lie in $(DEMO); open $(DEMO)/report.html; 'make clean' removes them"
 
 $(DEMO)/shards/manifest.json: | $(STAMP)
