@@ -23,7 +23,7 @@ from foundation.sampling.writers import conformation_mol
 
 OLIGOMER_UNITS = 4  # first, inner, the one before the last, last
 MAX_ITERATIONS = 50  # of relaxing hydrogens: within 0.03 kcal/mol/atom of the minimum, measured on five polymers of ten units
-MAX_BARE_ATOMS = 4000
+MAX_ENERGY_ATOMS = 4000
 NO_CUTOFF_ANG = 1e6  # RDKit's default of 100 would let the terms depend on the conformation
 
 
@@ -73,8 +73,10 @@ def relaxed_energies(tables: ChainTables, x_ang: NDArray[np.float64]) -> NDArray
         x_ang: (G, H, 3) heavy atoms; hydrogens are placed on all of them, also where a file has its own: one rule for all methods.
 
     Returns:
-        (G,); NaN where the force field lacks a type.
+        (G,); NaN where the force field lacks a type, and for chains above MAX_ENERGY_ATOMS: in vacuum every pair of atoms acts.
     """
+    if tables.num_heavy_atoms > MAX_ENERGY_ATOMS:
+        return np.full(len(x_ang), np.nan)
     mol = chain_mol(tables.topology, tables.num_units)
     different, place = np.unique(x_ang, axis=0, return_inverse=True)
     whole = np.stack([conformation_mol(mol, x, hydrogens=True).GetConformer().GetPositions() for x in _turned(different)])
@@ -98,11 +100,11 @@ def bare_energies(tables: ChainTables, x_ang: NDArray[np.float64]) -> NDArray[np
         x_ang: (G, H, 3).
 
     Returns:
-        (G,); NaN where the force field lacks a type, and for chains above MAX_BARE_ATOMS: RDKit holds a term for every pair.
+        (G,); NaN where the force field lacks a type, and for chains above MAX_ENERGY_ATOMS: RDKit holds a term for every pair.
     """
     mol = conformation_mol(chain_mol(tables.topology, tables.num_units), x_ang[0], hydrogens=False)
     with rdBase.BlockLogs():  # that hydrogens are missing is the point
-        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol) if tables.num_heavy_atoms <= MAX_BARE_ATOMS else None
+        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol) if tables.num_heavy_atoms <= MAX_ENERGY_ATOMS else None
         if properties is None:
             return np.full(len(x_ang), np.nan)
         field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties, nonBondedThresh=NO_CUTOFF_ANG)

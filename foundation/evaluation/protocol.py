@@ -26,7 +26,7 @@ from foundation.evaluation.baselines import LinkHistogram, baselines, train_hist
 from foundation.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES, mean_over_polymers, paired, pooled_divergence
 from foundation.evaluation.measure import BOND_ERROR_EDGES_ANG, MAX_ENERGIES, Attempts, Measurement, Reference, measure, reference_of
 from foundation.evaluation.metrics import METRICS, NUM_BINS
-from foundation.evaluation.mmff import MAX_ITERATIONS
+from foundation.evaluation.mmff import MAX_ENERGY_ATOMS, MAX_ITERATIONS
 from foundation.sampling.request import NUM_SHAPES, ChainRequest
 from foundation.sampling.run import GeneratedChain, generate_chains
 
@@ -246,7 +246,8 @@ def results_of(
             "model_minus": "mean of the model minus another method over the same polymers, with its interval",
             "failures": "stay in the denominator: fractions count a failed conformation as zero, other numbers are of those that exist",
             "legacy": "as published, to compare with published numbers; decide by the sound metrics",
-            "energies": f"of the first {MAX_ENERGIES} conformations (legacy: all); hydrogens relax for at most {MAX_ITERATIONS} iterations",
+            "energies": f"of the first {MAX_ENERGIES} conformations (legacy: all); hydrogens relax for at most {MAX_ITERATIONS} iterations"
+            f"; none above {MAX_ENERGY_ATOMS:,} heavy atoms",
             "divergence": "two finite samples of one law differ too: the grow engine's column is the floor where references are grown",
             "clash": f"closer than {HEAVY_CLASH_FACTOR:g} x the sum of van der Waals radii, more than three bonds apart, heavy atoms",
             "library_shapes": f"{NUM_SHAPES} relaxed RDKit shapes a polymer for the baselines",

@@ -12,7 +12,7 @@ from rdkit.Chem import AllChem, rdForceFieldHelpers
 
 from data_shards.chem.chain import chain_mol
 from data_shards.conformers.hydrogens import HydrogenRelaxation
-from foundation.evaluation import metrics
+from foundation.evaluation import metrics, mmff
 from foundation.evaluation.baselines import pick_shapes
 from foundation.evaluation.chains import assemble_chains, chain_tables
 from foundation.evaluation.measure import Attempts, Reference, link_pair_counts, measure, reference_of
@@ -88,6 +88,15 @@ def test_a_polymer_without_a_force_field_has_no_energy() -> None:
     assert np.isnan(reference.energies.median_kcal_mol)
     values = measure(reference, Attempts(sample.heavy_ang.astype(np.float64))).values
     assert not [name for name in values if "energy" in name or "emat" in name]
+
+
+def test_a_chain_with_too_many_pairs_has_no_energy(styrene: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmff, "MAX_ENERGY_ATOMS", styrene.tables.num_heavy_atoms)
+    assert np.isfinite(relaxed_energies(styrene.tables, styrene.x_ang)).all()
+    monkeypatch.setattr(mmff, "MAX_ENERGY_ATOMS", styrene.tables.num_heavy_atoms - 1)
+    made = measure(styrene, Attempts(styrene.x_ang + 0.01))
+    assert not [name for name in made.values if "emat" in name or "energy" in name]
+    assert "rmsd_recall_ang" in made.values
 
 
 def test_one_absurd_energy_improves_the_published_numbers_and_worsens_the_sound_ones() -> None:
