@@ -127,7 +127,7 @@ class Uploads:
 
     def __init__(self, store: CheckpointStore, keep_last: int, keep_every: int) -> None:
         self.store, self.keep_last, self.keep_every = store, keep_last, keep_every
-        self.problem: str | None = None  # of the last try, None where it went well
+        self.problem: str | None = None  # of the last copy that failed
         self._waiting: list[Path] = []  # the first may be on its way
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -142,9 +142,13 @@ class Uploads:
         """Copy a committed checkpoint as soon as the one before is through."""
         with self._lock:
             busy = self._waiting[:1] if self._thread is not None else []
-            stay = [one for one in self._waiting[len(busy) :] if self.keep_every and (step_of(one.name) or 0) % self.keep_every == 0]
+            stay = [one for one in self._waiting[len(busy) :] if self._stays(one)]
             self._waiting = [one for one in (*busy, *stay) if one != folder] + [folder]
         self._start()
+
+    def _stays(self, folder: Path) -> bool:
+        """Whether a checkpoint is still wanted there when a newer one is."""
+        return bool(self.keep_every) and (step_of(folder.name) or 0) % self.keep_every == 0
 
     def finish(self) -> str | None:
         """Wait for the rest, with one more try where the last one failed. Returns what is wrong, None where all is there."""
@@ -169,22 +173,28 @@ class Uploads:
                 self._thread.start()
 
     def _run(self) -> None:
+        failed: set[Path] = set()  # each is tried once here
         while True:
             with self._lock:
-                if not self._waiting or self._defect is not None:
+                if not self._waiting or self._waiting[0] in failed:
                     self._thread = None
                     return
                 folder = self._waiting[0]
             try:
                 self.store.upload(folder)
                 with self._lock:
-                    self.problem = None
                     self._waiting.remove(folder)
                 self.store.retain(self.keep_last, self.keep_every)
             except InputError as error:
                 log.warning("%s: the copy in the checkpoint store failed, it is tried again with the next one: %s", folder.name, error)
-                with self._lock:
-                    self.problem, self._thread = str(error), None
-                return
+                failed.add(folder)
+                with self._lock:  # behind those that were committed meanwhile, or out of their way
+                    self.problem = str(error)
+                    newer = [one for one in self._waiting if one != folder]
+                    if len(newer) < len(self._waiting) and (not newer or self._stays(folder)):
+                        newer.append(folder)
+                    self._waiting = newer
             except BaseException as error:  # a defect of the program: the loop raises it
-                self._defect = error
+                with self._lock:
+                    self._defect, self._thread = error, None
+                return

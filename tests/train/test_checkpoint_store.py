@@ -236,6 +236,38 @@ def test_what_was_overtaken_is_left_out_but_not_what_is_kept_for_ever(tmp_path: 
     assert uploads.holds() == set()
 
 
+@pytest.mark.parametrize("broken", ["step-00000002", "step-00000004"])
+def test_a_copy_that_fails_does_not_keep_the_newer_ones_waiting(broken: str) -> None:
+    """One that a newer one overtook while its copy failed is given up; one kept for ever is tried again, behind the newer ones."""
+
+    class Faulty:
+        def __init__(self) -> None:
+            self.tried: list[str] = []
+
+        def upload(self, folder: Path) -> None:
+            self.tried.append(folder.name)
+            if folder.name == broken:
+                if self.tried.count(broken) == 1:
+                    uploads.offer(Path("step-00000006"))
+                raise CheckpointError("told to fail")
+
+        def retain(self, keep_last: int, keep_every: int) -> None:
+            if self.tried[-1] == "step-00000006":
+                raise CheckpointError("the old ones cannot be removed")
+
+    faulty = Faulty()
+    uploads = Uploads(faulty, 1, 4)  # type: ignore[arg-type]
+    uploads.offer(Path(broken))
+    if broken == "step-00000002":
+        assert uploads.finish() is None
+        assert faulty.tried == [broken, "step-00000006"]
+        assert uploads.holds() == set()
+    else:
+        assert uploads.finish() is not None
+        assert faulty.tried == [broken, "step-00000006", broken]
+        assert uploads.holds() == {broken}
+
+
 def test_another_disk_serves_as_a_store(shards: str, six_steps: Path, tmp_path: Path) -> None:
     address = f"file://{tmp_path}/other-disk"
     train(small(*SIX, f"train.checkpoint_store={address}"), tmp_path / "run", shards)
