@@ -4,8 +4,9 @@ Every junction has a few alternatives to the angle that was drawn for it (founda
 the first of them at which its two units do not touch each other, all junctions at once: rejection sampling. What is left are units
 further apart along the chain, to which the draw is blind. In every round each chain tries several changes, each at one junction between
 two clashing units, which takes its angle from an alternative (a pivot move). The change that leaves the fewest clashes stays, unless all
-make it worse. Where clashes persist, every second change is shaken by some ten degrees. All chains are treated together; the law of the
-angles is kept up to the selection. Units whose clash no angle removes are named in the result: their shapes have to be drawn again.
+make it worse. Where clashes persist, every second change is shaken by some ten degrees; where they persist still, the chain is left as it
+is. All chains are treated together; the law of the angles is kept up to the selection. Units whose clash no angle removed are named in the
+result: their shapes have to be drawn again.
 
 Source: Madras and Sokal, The pivot algorithm, J. Stat. Phys. 50 (1988) 109. Differs: moves are aimed at clashes and only ever downhill.
 """
@@ -30,7 +31,8 @@ from foundation.objectives.polyconfm.view import bonds_across
 
 MARGIN_ANG = 0.01  # beyond the distance at which two atoms clash, so that rounding to float32 does not make a clash
 NUM_TRIALS = 8  # changes that a chain tries in one round
-SHAKE_FROM, SHAKE_RAD = 0.25, 0.2  # from this share of the rounds on, every second change is also shaken by so much
+PATIENCE = 24  # rounds without fewer clashes after which a chain is left as it is
+SHAKE_FROM, SHAKE_RAD = 8, 0.2  # from so many rounds without fewer clashes on, every second change is also shaken by so much
 FAR_ANG = 1e6  # chains are set apart by this much so that one tree serves them all
 
 
@@ -135,8 +137,9 @@ def untangle(
     best = _choose_at_junctions(angles_rad, x_unit_ang, condition, classes) if before and num_rounds else angles_rad[0].clone()
     pairs = torch.stack(chains.clashes(best[None], everyone)[1:])  # (2, P) units first < second
     count = torch.bincount(chain[pairs[0]], minlength=condition.num_chains)
-    for turn in range(num_rounds):
-        active = count > 0
+    stuck = torch.zeros_like(count)  # rounds without fewer clashes
+    for _ in range(num_rounds):
+        active = (count > 0) & (stuck < PATIENCE)
         if not bool(active.any()):
             break
         lots = torch.rand(3, NUM_TRIALS, condition.num_chains, generator=rng, device=rng.device).to(best.device)[:, :, active]
@@ -148,10 +151,8 @@ def untangle(
         alternative = 1 + (lots[2] * (len(angles_rad) - 1)).long()
         trial = best.expand(NUM_TRIALS, -1).clone()
         angle = angles_rad[alternative, junction]
-        if turn >= SHAKE_FROM * num_rounds:
-            shake = torch.randn(lots.shape[1:], generator=rng, device=rng.device).to(angle)
-            angle = torch.cat([angle[::2], angle[1::2] + SHAKE_RAD * shake[1::2]])
-            junction = torch.cat([junction[::2], junction[1::2]])
+        shake = torch.randn(NUM_TRIALS, condition.num_chains, generator=rng, device=rng.device).to(angle)[:, active]
+        angle[1::2] += SHAKE_RAD * shake[1::2] * (stuck[active] >= SHAKE_FROM)
         trial[torch.arange(NUM_TRIALS, device=best.device)[:, None], junction] = angle
 
         copy, *found = chains.clashes(trial, active)
@@ -159,6 +160,7 @@ def untangle(
         counts = torch.bincount(copy * condition.num_chains + owner, minlength=NUM_TRIALS * condition.num_chains)
         fewest, chosen = counts.view(NUM_TRIALS, -1).min(0)
         accepted = active & (fewest <= count)
+        stuck = torch.where(active, torch.where(fewest < count, 0, stuck + 1), stuck)
         best = torch.where(accepted[chain], trial[chosen[chain], torch.arange(len(chain), device=chain.device)], best)
         count = torch.where(accepted, fewest, count)
         fresh = accepted[owner] & (copy == chosen[owner])
@@ -168,21 +170,27 @@ def untangle(
 
 def _choose_at_junctions(angles_rad: Tensor, x_unit_ang: Tensor, condition: Condition, classes: Tensor) -> Tensor:
     """(U,) of the draws (R, U) at every junction: the first with the fewest clashes between its two units."""
-    draws, num_units = angles_rad.shape
     chain = condition.unit_chain
-    key, link = condition.key_slot[chain], condition.link_slot[chain]
-    after = condition.unit_after  # the last unit of a chain meets itself, to no effect
-    place = (x_unit_ang.repeat(draws, 1, 1), x_unit_ang[after].repeat(draws, 1, 1), key.repeat(draws, 1), link.repeat(draws, 1))
-    moved = junction_transform(*place, angles_rad.reshape(-1)).apply(x_unit_ang[after].repeat(draws, 1, 1).double())
-    distance = torch.cdist(x_unit_ang.double().repeat(draws, 1, 1), moved).unflatten(0, (draws, num_units))  # (R, U, A, A)
-
     apart = bonds_across(condition, classes)
     element = to_dense(condition.atom_feat[:, 0], condition.graph_ptr, condition.max_atoms)
-    radius = torch.from_numpy(vdw_radii_ang(element.cpu().numpy())).to(distance)
+    radius = torch.from_numpy(vdw_radii_ang(element.cpu().numpy())).to(x_unit_ang.device, torch.float64)
     limit = HEAVY_CLASH_FACTOR * (radius[:, :, None] + radius[:, None]) + MARGIN_ANG
-    limit = torch.where(apart > MAX_EXCLUDED_BONDS, limit, 0.0)
-    counts = (distance < limit[chain]).sum((2, 3))  # (R, U); argmin of a tie is the first
-    return angles_rad.gather(0, counts.argmin(0)[None])[0]
+    limit = torch.where(apart > MAX_EXCLUDED_BONDS, limit, 0.0)  # (B, A, A)
+
+    def touching(angles: Tensor, unit: Tensor) -> Tensor:
+        """(R, M) clashes between the units (M,) and those behind them; the last of a chain meets itself, to no effect."""
+        draws, behind = len(angles), condition.unit_after[unit]
+        key, link = condition.key_slot[chain[unit]], condition.link_slot[chain[unit]]
+        front, back = x_unit_ang[unit].repeat(draws, 1, 1), x_unit_ang[behind].repeat(draws, 1, 1)
+        moved = junction_transform(front, back, key.repeat(draws, 1), link.repeat(draws, 1), angles.reshape(-1)).apply(back.double())
+        distance = torch.cdist(front.double(), moved).unflatten(0, (draws, len(unit)))  # (R, M, A, A)
+        return (distance < limit[chain[unit]]).sum((2, 3))
+
+    best = angles_rad[0].clone()
+    clashing = touching(best[None], torch.arange(len(chain), device=chain.device))[0].nonzero()[:, 0]
+    counts = touching(angles_rad[:, clashing], clashing)  # argmin of a tie is the first
+    best[clashing] = angles_rad[:, clashing].gather(0, counts.argmin(0)[None])[0]
+    return best
 
 
 @dataclass(frozen=True)

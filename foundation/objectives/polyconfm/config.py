@@ -57,7 +57,9 @@ class PolyConFMConfig(BaseModel):
     project_shared_bond: bool = Field(True, description="so3 head: move rotations to the nearest that satisfy both overlaps")
     clash_rounds: int = Field(100, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
     clash_redraws: int = Field(8, ge=0, description="times that units whose clash no link dihedral removes are drawn again; 0 = off")
-    clash_proposals: int = Field(6, ge=1, description="alternatives at every junction, from which clashing ones take theirs")
+    clash_proposals: int = Field(
+        6, ge=1, description="joint draws for clashing junctions that have too few of their kind to take angles from"
+    )
 
     @model_validator(mode="after")
     def _relations(self) -> Self:

@@ -27,7 +27,7 @@ from foundation.objectives.polyconfm.local_cartesian import CartesianHead
 from foundation.objectives.polyconfm.local_torsional import TorsionalHead
 from foundation.objectives.polyconfm.orient_so3 import SO3Head
 from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
-from foundation.objectives.polyconfm.proposals import exchanged
+from foundation.objectives.polyconfm.proposals import NUM_EXCHANGED, exchanged
 from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
 from foundation.objectives.polyconfm.view import GraphView, UnitView
 from foundation.objectives.polyconfm.windows import sample_in_windows
@@ -197,21 +197,17 @@ class PolyConFM(nn.Module):
         rng: torch.Generator,
         angles: Tensor | None = None,
         around: Surroundings | None = None,
-        alternatives: Tensor | None = None,
     ) -> Untangled:
         """Link dihedrals of every chain: a joint draw, untangled by choosing among alternatives.
 
         Args:
             angles: (U,) preferred to those drawn, NaN where there is no preference.
             around: where the chains are windows of longer ones; angles between settled units are kept.
-            alternatives: (P, U) from an earlier call for the same chains, whose kinds of junctions have not changed.
         """
         context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(condition.has_next))
         draws = self.draw_links(condition, x_unit, context, known.graphs, rng)[None]
         if self.config.clash_rounds:
-            if alternatives is None:
-                alternatives = self.propose_links(draws[0], condition, x_unit, context, known.graphs, rng)
-            draws = torch.cat([draws, alternatives])
+            draws = torch.cat([draws, self.propose_links(draws[0], condition, x_unit, context, known.graphs, rng)])
         if angles is not None:
             draws[0] = torch.where(angles.isnan(), draws[0], angles)
         if around is not None:
@@ -221,7 +217,7 @@ class PolyConFM(nn.Module):
     def redraw_clashing(
         self, condition: Condition, x_unit: Tensor, made: Untangled, rng: torch.Generator, around: Surroundings | None = None
     ) -> tuple[Tensor, Untangled]:
-        """Clashes that no link dihedral removes: the units are masked, drawn again given all others, and their chains joined again.
+        """Clashes that no link dihedral removes: the units are masked, drawn again given all others, and untangled with the angles at hand.
 
         A chain keeps its new conformation where it has fewer clashes, or as many.
         """
@@ -235,10 +231,9 @@ class PolyConFM(nn.Module):
             near = None if around is None else around.of(chosen, unit)
             kept = kept if near is None else kept | near.settled
             known = self.know(part)
-            x_part, tokens = self.sample_units(part, known, rng, x_unit[unit][:, : part.max_atoms], kept)
-            stays = kept & kept[part.unit_after]
-            wanted = made.angles_rad[unit].masked_fill(~stays, torch.nan)
-            again = self.sample_links(part, known, x_part, tokens, rng, wanted, near, made.alternatives_rad[:, unit])
+            x_part, _ = self.sample_units(part, known, rng, x_unit[unit][:, : part.max_atoms], kept)
+            draws = torch.cat([made.angles_rad[None], made.alternatives_rad])[:, unit]
+            again = untangle(draws, x_part, part, known.graphs.classes, self.config.clash_rounds, rng, near)
             count = torch.bincount(chain[made.units[0]], minlength=condition.num_chains)
             better = torch.bincount(part.unit_chain[again.units[0]], minlength=len(chosen)) <= count[chosen]
             taken = better[part.unit_chain]  # (units of part,)
@@ -253,17 +248,17 @@ class PolyConFM(nn.Module):
     def propose_links(
         self, drawn: Tensor, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator
     ) -> Tensor:
-        """(clash_proposals, U) alternatives to the drawn angles: those of other junctions of the same kind.
+        """(P, U) alternatives to the drawn angles: those of other junctions of the same kind.
 
-        Chains with a junction of a rare kind get further joint draws.
+        Chains with a junction of a rare kind get further joint draws, fewer than P, each several times.
         """
-        proposals, rare = exchanged(drawn, condition, self.config.clash_proposals, rng)
+        proposals, rare = exchanged(drawn, condition, NUM_EXCHANGED, rng)
         chosen = torch.unique(condition.unit_chain[rare])
         if len(chosen):
             part, unit = select_chains(condition, chosen), torch.isin(condition.unit_chain, chosen).nonzero()[:, 0]
             given = part, x_unit_ang[unit, : part.max_atoms], context[unit], graphs.select(chosen)
-            for row in proposals:
-                row[unit] = self.draw_links(*given, rng)
+            draws = torch.stack([self.draw_links(*given, rng) for _ in range(self.config.clash_proposals)])
+            proposals[:, unit] = draws[torch.arange(NUM_EXCHANGED, device=draws.device) % len(draws)]
         return proposals
 
     def draw_links(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from foundation.batch import Condition
 
 FEWEST = 8  # angles of a kind, itself included; below, the head has to be asked again
+NUM_EXCHANGED = 24  # alternatives of a junction: they cost nothing
 _BASE = 1_000_003  # of the hashes, which are sums modulo 2^64
 
 
