@@ -23,7 +23,7 @@ from foundation.sampling.writers import conformation_mol
 
 OLIGOMER_UNITS = 4  # first, inner, the one before the last, last
 MAX_ITERATIONS = 50  # of relaxing hydrogens: within 0.03 kcal/mol/atom of the minimum, measured on five polymers of ten units
-MAX_ENERGY_ATOMS = 4000
+MAX_ENERGY_ATOMS = 1500  # heavy atoms; relaxing longer chains takes minutes each, since every pair acts
 NO_CUTOFF_ANG = 1e6  # RDKit's default of 100 would let the terms depend on the conformation
 
 

@@ -164,16 +164,14 @@ class GradedAttention(nn.Module):
     def forward(self, x: Graded, bias: Tensor, position: Tensor | None = None) -> Graded:
         """x: (R, L, .); bias: (R, 1 or H, L or 1, L) additive, -inf where a key is absent; position: (R, L) for rotary, or None."""
         rows, length = x.even.shape[:2]
-        even = self.even_qkv(x.even).view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, R, H, L, de)
-        odd = self.odd_qkv(x.odd).view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if position is None:
-            query, key = torch.cat([even[0], odd[0]], -1), torch.cat([even[1], odd[1]], -1)
-        else:
-            query = torch.cat([rotary(even[0], position), rotary(odd[0], position)], -1)
-            key = torch.cat([rotary(even[1], position), rotary(odd[1], position)], -1)
-        value = torch.cat([even[2], odd[2]], -1)
+        even = self.even_qkv(x.even).view(rows, length, 3, self.num_heads, -1)
+        odd = self.odd_qkv(x.odd).view(rows, length, 3, self.num_heads, -1)
+        sizes = [even.shape[-1], odd.shape[-1]]
+        query, key, value = torch.cat([even, odd], -1).permute(2, 0, 3, 1, 4)  # (R, H, L, de + do) each, copied once
+        if position is not None:
+            query, key = (torch.cat([rotary(part, position) for part in both.split(sizes, -1)], -1) for both in (query, key))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype).expand(-1, -1, length, -1))
-        mixed_even, mixed_odd = mixed.split([even.shape[-1], odd.shape[-1]], -1)
+        mixed_even, mixed_odd = mixed.split(sizes, -1)
         merge = (rows, length, -1)
         return self.out(Graded(mixed_even.transpose(1, 2).reshape(merge), mixed_odd.transpose(1, 2).reshape(merge)))
 
