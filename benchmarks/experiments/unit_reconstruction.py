@@ -15,8 +15,8 @@ import typer
 
 from benchmarks.experiments.experiment import (
     BLUE,
-    GREEN,
     GREY,
+    ORANGE,
     RED,
     Checkpoint,
     Device,
@@ -203,7 +203,7 @@ def _curve(axes: Any, result: dict[str, Any]) -> None:
     steps = [p["step"] for p in result["curve"]]
     axes.plot(steps, [p["to_nearest_reference_ang"] for p in result["curve"]], "o-", color=RED, label="sample to nearest reference")
     axes.plot(steps, [p["nearest_sample_ang"] for p in result["curve"]], "o--", color=BLUE, label="reference to nearest sample")
-    for (name, point), colour in zip(result["given"].items(), (GREEN, GREY, "black"), strict=True):
+    for (name, point), colour in zip(result["given"].items(), (ORANGE, GREY, "black"), strict=True):
         axes.axhline(point["to_nearest_reference_ang"], color=colour, linewidth=1, linestyle=":", label=name)
     axes.set(xlabel="steps on the one polymer", ylabel="RMSD, angstrom", title=f"Units of {result['psmiles']}")
     axes.set_ylim(bottom=0)
