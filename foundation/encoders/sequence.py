@@ -73,11 +73,22 @@ class SequenceEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, condition: Condition) -> Tensor:
+        return self.norm(self.states(condition)[:, 0])
+
+    def states(self, condition: Condition, hidden: Tensor | None = None, substitute: Tensor | None = None) -> Tensor:
+        """(B, longest, D) of every token, before the norm.
+
+        Args:
+            hidden: (B, longest) bool, tokens that are not shown.
+            substitute: (D,) shown in their place.
+        """
         width = int(condition.token_ptr.diff().max())
         token = to_dense(condition.token_id, condition.token_ptr, width)  # (B, L)
         mask = dense_mask(condition.token_ptr, width)
         position = torch.arange(width, device=token.device)[None].expand_as(token)
         x = self.embed(token)
+        if hidden is not None and substitute is not None:
+            x = torch.where(hidden[..., None], substitute, x)
         for layer in self.layers:
             x = layer(x, mask, position)
-        return self.norm(x[:, 0])
+        return x

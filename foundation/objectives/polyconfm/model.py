@@ -21,13 +21,14 @@ from foundation.encoders.unit import UnitEncoder
 from foundation.geometry.assembly import assemble_links, assemble_overlap, chain_coordinates, condition_layout, link_dihedrals
 from foundation.nn.parity import Graded, GradedLinear, Learned, Width
 from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
+from foundation.objectives.polyconfm.auxiliary import Auxiliary
 from foundation.objectives.polyconfm.clashes import Surroundings, Untangled, untangle
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.local_cartesian import CartesianHead
 from foundation.objectives.polyconfm.local_torsional import TorsionalHead
 from foundation.objectives.polyconfm.orient_so3 import SO3Head
 from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
-from foundation.objectives.polyconfm.proposals import NUM_EXCHANGED, exchanged
+from foundation.objectives.polyconfm.proposals import NUM_EXCHANGED, exchanged, polymer_hash
 from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
 from foundation.objectives.polyconfm.view import GraphView, UnitView
 from foundation.objectives.polyconfm.windows import sample_in_windows
@@ -44,11 +45,14 @@ class Known:
         graphs: unit graphs with 2-D features.
         klass: (B, .) class condition of each chain, or the null class.
         query: (U, .) what is known of each unit without its shape.
+        sequence, graph: (B, De) the 1-D and the 2-D view of each chain, which class condition and query are made of.
     """
 
     graphs: GraphView
     klass: Graded
     query: Graded
+    sequence: Tensor
+    graph: Tensor
 
 
 class PolyConFM(nn.Module):
@@ -73,6 +77,7 @@ class PolyConFM(nn.Module):
         self.trunk = Trunk(width, config.trunk_layers, config.num_heads, config.num_registers)
         self.local_head = LOCAL_HEADS[config.local_head](config, width)
         self.orientation_head = ORIENTATION_HEADS[config.orientation_head](config, width)
+        self.auxiliary = Auxiliary(config, width)  # last: weights of the others are drawn as without it
         self.capabilities = Capabilities(needs_seed_conformers=config.local_head == "torsional")
         self._freeze()
 
@@ -99,7 +104,8 @@ class PolyConFM(nn.Module):
     def know(self, condition: Condition, dropped: Tensor | None = None) -> Known:
         """Encode sequence and graph. dropped: (B,) bool, True where the class is replaced by the null class."""
         atom_feature, graph = self.graph(condition)
-        both = torch.cat([self.sequence(condition), graph], -1)
+        sequence = self.sequence(condition)
+        both = torch.cat([sequence, graph], -1)
         klass = self.chain_class(both)
         if dropped is not None:
             klass = torch.where(dropped[:, None], self.null_class().to(klass.dtype), klass)
@@ -110,7 +116,7 @@ class PolyConFM(nn.Module):
         odd = weighted.new_zeros(len(chain), weighted.shape[-1]).index_add(0, condition.atom_unit, weighted)
         klass_odd = odd.new_zeros(condition.num_chains, odd.shape[-1])
         query = Graded(self.unit_class(both)[chain], odd)
-        return Known(GraphView.of(condition, atom_feature), Graded(klass, klass_odd), query)
+        return Known(GraphView.of(condition, atom_feature), Graded(klass, klass_odd), query, sequence, graph)
 
     def encode_units(self, x_ang: Tensor, view: UnitView) -> Graded:
         """(M, A, 3) shapes in their frames -> (M, .) tokens."""
@@ -126,17 +132,18 @@ class PolyConFM(nn.Module):
     # -------------------------------------------------------------------------------------------------------------------- loss
 
     def loss(self, batch: Batch, rng: torch.Generator) -> LossOut:
-        """Local loss of masked units plus orientation loss of all junctions, as the phase says; mean over chains."""
+        """Local loss of masked units plus orientation loss of all junctions, as the phase says, plus auxiliary terms; mean over chains."""
         phase, device = self.config.phase, batch.chain_ptr.device
         mask = draw_mask(batch, self.config.full_mask_fraction, self.config.low_mask_fraction, rng, self.config.mask_ratio)
         dropped = torch.rand(batch.num_chains, generator=rng, device=device) < self.config.label_dropout
         known = self.know(batch, dropped if phase != "orientation" else None)
         x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)  # (U, A, 3)
-        encoded = ~mask if phase == "local" else torch.ones_like(mask)
+        whole_chains = phase != "orientation" and (self.config.agreement_weight or self.config.statistics_weight)
+        encoded = ~mask if phase == "local" and not whole_chains else torch.ones_like(mask)
         tokens = self.encode_units(x_unit[encoded], UnitView.of(batch, known.graphs, encoded)) if bool(encoded.any()) else None
         if tokens is None:
             tokens = Graded(known.query.even[:0], known.query.odd[:0])
-        tokens = self.fill_tokens(known, encoded, tokens)
+        shapes, tokens = tokens, self.fill_tokens(known, encoded, tokens)
         chain = batch.unit_chain
         per_chain = x_unit.new_zeros(batch.num_chains)
         terms: dict[str, Tensor] = {}
@@ -148,9 +155,11 @@ class PolyConFM(nn.Module):
             has_local = per_chain.index_add(0, chain[mask], count) > 0
             per_chain = per_chain + local
             terms["local"] = (local.sum() / has_local.sum().clamp(min=1)).detach()
-        if phase != "local":
-            context, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
-            graphs = known.graphs
+        whole: Graded | None = None
+        if phase != "local" or self.config.statistics_weight:
+            whole, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
+        if phase != "local" and whole is not None:
+            context, graphs = whole, known.graphs
             if self.config.orientation_stop_gradient:
                 context, graphs = context.detach(), replace(graphs, atoms=graphs.atoms.detach())
             given = (batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context, graphs)
@@ -158,7 +167,28 @@ class PolyConFM(nn.Module):
             has_link = batch.num_units > 1 if self.config.orientation_head == "torsion" else batch.num_units > 0
             per_chain = per_chain + self.config.orientation_weight * orientation
             terms["orientation"] = (orientation.sum() / has_link.sum().clamp(min=1)).detach()
+        if phase != "orientation":  # which trains nothing that the auxiliary terms read
+            for name, weight, term in self.auxiliary_terms(batch, known, shapes, whole, rng):
+                per_chain = per_chain + weight * term
+                terms[name] = term.mean().detach()
         return LossOut(per_chain.mean(), terms, per_chain.detach())
+
+    def auxiliary_terms(
+        self, batch: Batch, known: Known, shapes: Graded, whole: Graded | None, rng: torch.Generator
+    ) -> list[tuple[str, float, Tensor]]:
+        """Name, weight and (B,) value of each auxiliary term that has a weight. shapes: (U, .) unit tokens; whole: (U, .) full context."""
+        config, found = self.config, []
+        if config.token_weight:
+            noise = rng.clone_state()  # rng stays where the main terms left it
+            found.append(("tokens", config.token_weight, self.auxiliary.tokens(self.sequence, batch, noise)))
+        if config.agreement_weight:
+            zeros = shapes.even.new_zeros(batch.num_chains, shapes.even.shape[-1])
+            units = zeros.index_add(0, batch.unit_chain, shapes.even) / batch.num_units[:, None]
+            agreement = self.auxiliary.agreement(known.sequence, known.graph, units, polymer_hash(batch))
+            found.append(("agreement", config.agreement_weight, agreement))
+        if config.statistics_weight and whole is not None:
+            found.append(("statistics", config.statistics_weight, self.auxiliary.statistics(whole.even, batch)))
+        return found
 
     # ------------------------------------------------------------------------------------------------------------------ sample
 

@@ -11,20 +11,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foundation.batch import Condition
+from foundation.batch import Condition, ragged_coordinates
 
 FEWEST = 8  # angles of a kind, itself included; below, the head has to be asked again
 NUM_EXCHANGED = 24  # alternatives of a junction: they cost nothing
 _BASE = 1_000_003  # of the hashes, which are sums modulo 2^64
 
 
+def polymer_hash(condition: Condition) -> Tensor:
+    """(B,) int64, equal for chains of the same P-SMILES."""
+    chain, place = ragged_coordinates(condition.token_ptr)
+    return torch.zeros_like(condition.num_units).index_add(0, chain, (condition.token_id + 1) * _powers(place))
+
+
 def junction_kinds(condition: Condition) -> tuple[Tensor, Tensor]:
     """(U,) number of the kind of the junction u -> u + 1, and (U,) -1 where it is the mirror image of its kind, else 1."""
-    chain, device = condition.unit_chain, condition.chain_ptr.device
-    token_chain = torch.repeat_interleave(torch.arange(condition.num_chains, device=device), condition.token_ptr.diff())
-    place = torch.arange(len(token_chain), device=device) - condition.token_ptr[token_chain]
-    zeros = torch.zeros(condition.num_chains, dtype=torch.int64, device=device)
-    polymer = zeros.index_add(0, token_chain, (condition.token_id + 1) * _powers(place))
+    chain, polymer = condition.unit_chain, polymer_hash(condition)
     signs = torch.zeros_like(chain).index_add(0, condition.atom_unit, condition.handedness.long() * _powers(condition.atom_slot))
     here, there = signs, signs[condition.unit_after]
     mirrored = (here < 0) | ((here == 0) & (there < 0))
