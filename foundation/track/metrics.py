@@ -34,6 +34,13 @@ METRICS: dict[str, Metric] = {
     "train/loss": Metric("mean over the chains of the step; null where the step was skipped because it was not finite", "min,last"),
     "train/local": Metric("loss of the local conformation head; 1 for a zero predictor of the torsional head", "min,last"),
     "train/orientation": Metric("loss of the orientation head; 1 for a zero predictor", "min,last"),
+    "train/tokens": Metric("cross-entropy of hidden P-SMILES tokens, nat; 5.04 for equal odds", "min,last"),
+    "train/agreement": Metric(
+        "agreement of the 1-D, 2-D and 3-D views of a chain, nat; log(polymers of a micro-batch) by chance, 0 with one polymer", "min,last"
+    ),
+    "train/statistics": Metric(
+        "squared error of the chain's size and stiffness, standardised; about 1 for a predictor of the mean", "min,last"
+    ),
     "train/lr": Metric("learning rate of the step"),
     "train/grad_norm": Metric("norm of the gradient before clipping; null where the step was skipped", "max,mean,last"),
     "train/skipped_steps": Metric("steps so far that changed nothing: loss or gradient not finite, or the loss a spike"),
@@ -55,6 +62,9 @@ METRICS: dict[str, Metric] = {
     ),
     "val/local": Metric("as train/local", "min,last"),
     "val/orientation": Metric("as train/orientation", "min,last"),
+    "val/tokens": Metric("as train/tokens", "min,last"),
+    "val/agreement": Metric("as train/agreement", "min,last"),
+    "val/statistics": Metric("as train/statistics", "min,last"),
     "memory/host_peak_mib": Metric("most memory that the process of rank 0 has had, MiB", "max"),
     "memory/device_peak_mib": Metric("most memory that its tensors have had on the GPU, MiB; absent without one", "max"),
     "sample/failed": Metric("1 where the sampled chain could not be made, else 0 (track.samples_every)", "mean,last"),

@@ -29,7 +29,15 @@ FUSED_ON_CPU = {  # torch counts the fused attention of CUDA alone
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 5])
-@pytest.mark.parametrize("fields", [{}, {"width": 64, "num_heads": 2, "trunk_layers": 3, "local_layers": 1, "sequence_layers": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"width": 64, "num_heads": 2, "trunk_layers": 3, "local_layers": 1, "sequence_layers": 2},
+        {"token_weight": 0.1, "sequence_layers": 4},
+        {"agreement_weight": 0.1, "statistics_weight": 0.1, "trunk_layers": 4},
+    ],
+)
 def test_the_formula_is_within_a_hundredth_of_torchs_counter(seed: int, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = model_of("torsional", "torsion", **fields), batch_of()
     masks: list[torch.Tensor] = []

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from foundation.batch import Condition
+from foundation.encoders.sequence import VOCABULARY
 from foundation.nn.parity import Width
+from foundation.objectives.polyconfm.auxiliary import MEANS, num_hidden
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
 NUM_RADIAL, PAIR_HIDDEN = 24, 32  # UnitGeometry
@@ -48,6 +50,7 @@ class Sizes:
         graph_atoms: of all unit graphs together.
         tokens: of the longest P-SMILES.
         torsions: of the unit that has most, at least 1.
+        hidden_tokens: of all P-SMILES together, that the auxiliary term predicts.
     """
 
     chains: int
@@ -59,6 +62,7 @@ class Sizes:
     graph_atoms: int
     tokens: int
     torsions: int
+    hidden_tokens: int
 
     @staticmethod
     def of(condition: Condition, mask: Tensor) -> Sizes:
@@ -74,6 +78,7 @@ class Sizes:
             graph_atoms=len(condition.atom_feat),
             tokens=int(condition.token_ptr.diff().max()),
             torsions=max(int(condition.torsion_ptr.diff().max()), 1),
+            hidden_tokens=int(num_hidden(condition.token_ptr.diff()).sum()),
         )
 
 
@@ -97,11 +102,12 @@ def step_flops(config: PolyConFMConfig, sizes: Sizes) -> dict[str, Flops]:
             + _blocks(s.chains, s.longest + reg, width, config.trunk_layers)
         ),
         "local head": _local_head(config, width, s),
-        # the context that the orientation head reads comes from the trunk with every unit visible, without gradient
+        # the context that the orientation head reads comes from the trunk with every unit visible, without gradient unless another needs it
         "context of the orientation head": Flops(_blocks(s.chains, s.longest + reg, width, config.trunk_layers).forward)
-        if config.orientation_stop_gradient
+        if config.orientation_stop_gradient and not config.statistics_weight
         else _blocks(s.chains, s.longest + reg, width, config.trunk_layers),
         "orientation head": _orientation_head(config, width, s),
+        "auxiliary terms": _auxiliary(config, width, s),
     }
 
 
@@ -149,12 +155,15 @@ def _blocks(rows: float, length: float, width: Width, layers: int, condition: Wi
 def _know(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
     w = width.even
     graph = (_linear(s.graph_atoms, w, 2 * w) + _linear(s.graph_atoms, 2 * w, w)) * config.graph_layers
-    rows = s.chains * s.tokens
-    layer = _linear(rows, w, 3 * w) + _attention(s.chains, s.tokens, w) + _linear(rows, w, w) + _linear(rows, w, 4 * w)
-    sequence = (layer + _linear(rows, 4 * w, w)) * config.sequence_layers
     classes = _linear(s.chains, 2 * w, w) * 2 + _linear(s.graph_atoms, w, width.odd)
     neighbours = Flops(2 * 2.0 * s.chains * s.atoms**3)  # bonds, two bonds, three bonds apart
-    return graph + sequence + classes + neighbours
+    return graph + _sequence(config, w, s) + classes + neighbours
+
+
+def _sequence(config: PolyConFMConfig, w: int, s: Sizes) -> Flops:
+    rows = s.chains * s.tokens
+    layer = _linear(rows, w, 3 * w) + _attention(s.chains, s.tokens, w) + _linear(rows, w, w) + _linear(rows, w, 4 * w)
+    return (layer + _linear(rows, 4 * w, w)) * config.sequence_layers
 
 
 def _geometry(width: Width, rows: float, atoms: int, heads: int) -> Flops:
@@ -199,3 +208,14 @@ def _orientation_head(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
     blocks = _blocks(s.chains, s.longest, width, config.orientation_layers, Width(width.even, 0))
     readout = _odd_readout(s.units, Width(width.even + sides.even, width.odd + sides.odd), width)
     return contacts + _graded_mlp(s.units, sides, width, 2) + _noise(s.chains, width) + blocks + readout
+
+
+def _auxiliary(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
+    total, w = Flops(), width.even
+    if config.token_weight:
+        total += _sequence(config, w, s) + _linear(s.hidden_tokens, w, len(VOCABULARY))
+    if config.agreement_weight:
+        total += (_linear(s.chains, w, w) + _linear(s.chains, w, s.chains)) * 3
+    if config.statistics_weight:
+        total += _linear(s.chains, w, len(MEANS))
+    return total

@@ -27,13 +27,14 @@ from foundation.objectives.polyconfm.config import PolyConFMConfig
 HIDDEN_PERCENT = 15
 TEMPERATURE = 0.1
 LARGEST_DEVIATION = 4.0  # targets of odd chains (ends that meet) are cut here, in standard deviations
-# mean and standard deviation of chain_statistics over CORPUS_PLACEHOLDER
-MEANS = (0.0, 0.0, 0.0)
-DEVIATIONS = (1.0, 1.0, 1.0)
+# mean and standard deviation of chain_statistics over 984 grown conformations of 492 polymers, chains of 20 units (the training split of
+# the released model's corpus), rounded; its 54 validation conformations have (0.07, 2.11, 0.50) and (0.34, 0.57, 0.20)
+MEANS = (0.10, 2.12, 0.49)
+DEVIATIONS = (0.32, 0.53, 0.18)
 
 
 class Auxiliary(nn.Module):
-    """Output layers of the terms whose weight is not 0. Output layers start at zero, so each term starts at that of the trivial predictor."""
+    """Layers of the terms whose weight is not 0. Outputs start at zero: equal odds for every token, the mean for every statistic."""
 
     def __init__(self, config: PolyConFMConfig, width: Width) -> None:
         super().__init__()
