@@ -174,7 +174,8 @@ def check_same_run(old: Mapping[str, Any], old_fingerprint: str, config: RunConf
     sections = {name: value if isinstance(value := old.get(name), dict) else {} for name in ("objective", "data", "train")}
     model = sections["objective"]
     names = {*model, *new["objective"]} - getattr(config.objective, "SAMPLING_FIELDS", frozenset())
-    differs = [f"objective.{k}" for k in sorted(names) if model.get(k) != new["objective"].get(k)]
+    absent = getattr(config.objective, "WHERE_ABSENT", {})
+    differs = [f"objective.{k}" for k in sorted(names) if model.get(k, absent.get(k)) != new["objective"].get(k)]
     if differs:
         raise CheckpointError(
             f"the run folder holds another model ({', '.join(differs)} differ{'s' if len(differs) == 1 else ''});"

@@ -14,6 +14,7 @@ from data_shards.schema import unit_slots
 from foundation.batch import Batch, select_chains
 from foundation.data.collate import collate, featurise, mirror
 from foundation.encoders.sequence import VOCABULARY
+from foundation.errors import CheckpointError
 from foundation.geometry.rotations import random_rotations
 from foundation.objectives import build_objective
 from foundation.objectives.polyconfm.auxiliary import (
@@ -28,6 +29,8 @@ from foundation.objectives.polyconfm.auxiliary import (
 )
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.proposals import polymer_hash
+from foundation.recipes import get_recipe
+from foundation.train.checkpoint import check_same_run
 from tests.polyconfm.chains import CHAINS, batch_of, model_of, rng, sample
 from tests.polyconfm.test_learning import fit, untrained
 
@@ -269,6 +272,15 @@ def test_the_local_phase_trains_all_terms_and_the_orientation_phase_none(batch: 
     assert not any(p.requires_grad for p in late.auxiliary.parameters())
     assert set(late.loss(batch, rng()).terms) == {"orientation"}
     late.load_state_dict(fresh(phase="local", **WEIGHTS).state_dict())
+
+
+def test_a_run_of_before_these_terms_goes_on_without_them_and_not_with_them() -> None:
+    config = get_recipe("polyconfm_tiny")
+    old = config.model_dump(mode="json")
+    old["objective"] = {k: v for k, v in old["objective"].items() if k not in WEIGHTS}
+    check_same_run(old, "f", config, "f")
+    with pytest.raises(CheckpointError, match=r"objective\.token_weight differs"):
+        check_same_run(old, "f", config.model_copy(update={"objective": config.objective.model_copy(update={"token_weight": 0.1})}), "f")
 
 
 def test_terms_in_bf16_are_near_those_in_fp32(batch: Batch) -> None:

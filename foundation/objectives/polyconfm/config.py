@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +25,8 @@ class PolyConFMConfig(BaseModel):
             "clash_proposals",
         )
     )
+    # fields that runs of before their time do not name, and what those did
+    WHERE_ABSENT: ClassVar[Mapping[str, float]] = {"token_weight": 0.0, "agreement_weight": 0.0, "statistics_weight": 0.0}
 
     name: Literal["polyconfm"] = "polyconfm"
     width: int = Field(96, ge=32, le=65_536, description="channels of every token; a quarter of them is odd under reflection")
