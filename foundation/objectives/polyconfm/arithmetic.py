@@ -93,9 +93,15 @@ def step_flops(config: PolyConFMConfig, sizes: Sizes) -> dict[str, Flops]:
     width = Width.of(config.width)
     s, heads = sizes, config.num_heads
     reg = config.num_registers
+
+    def encoded(units: float) -> Flops:
+        return _unit_encoder(width, units, s.atoms, config.unit_layers, heads) + _graded(units, width, width)
+
     return {
         "1-D and 2-D encoders": _know(config, width, s),
-        "3-D encoder": _unit_encoder(width, s.units, s.atoms, config.unit_layers, heads) + _graded(s.units, width, width),
+        # masked units are encoded for the orientation head, without gradient
+        "3-D encoder": encoded(s.units - s.masked)
+        + (Flops(encoded(s.masked).forward) if config.orientation_stop_gradient else encoded(s.masked)),
         "trunk": (
             _blocks(s.chains, s.longest_visible + reg, width, config.trunk_layers)
             + _graded(s.units, width, width)

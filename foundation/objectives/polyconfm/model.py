@@ -122,6 +122,16 @@ class PolyConFM(nn.Module):
         """(M, A, 3) shapes in their frames -> (M, .) tokens."""
         return self.unit(x_ang, view.handedness, view.atoms, view.classes, view.mask, view.key_slot)
 
+    def unit_tokens(self, batch: Condition, known: Known, x_unit: Tensor, chosen: Tensor) -> tuple[Graded, Graded]:
+        """(U, .) tokens of the shapes of the chosen units, alone and fused with what is known of them; zero elsewhere."""
+        if not bool(chosen.any()):
+            zeros = Graded(torch.zeros_like(known.query.even), torch.zeros_like(known.query.odd))
+            return zeros, zeros
+        tokens = self.encode_units(x_unit[chosen], UnitView.of(batch, known.graphs, chosen))
+        place = torch.nonzero(chosen)[:, 0]
+        alone = Graded(*(t.new_zeros(len(chosen), t.shape[-1]).index_put((place,), t) for t in tokens))
+        return alone, self.fill_tokens(known, chosen, tokens)
+
     def fill_tokens(self, known: Known, chosen: Tensor, tokens: Graded) -> Graded:
         """(U, .) fused tokens with those of the chosen units put in place, zero elsewhere."""
         place = torch.nonzero(chosen)[:, 0]
@@ -138,12 +148,7 @@ class PolyConFM(nn.Module):
         dropped = torch.rand(batch.num_chains, generator=rng, device=device) < self.config.label_dropout
         known = self.know(batch, dropped if phase != "orientation" else None)
         x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)  # (U, A, 3)
-        whole_chains = phase != "orientation" and (self.config.agreement_weight or self.config.statistics_weight)
-        encoded = ~mask if phase == "local" and not whole_chains else torch.ones_like(mask)
-        tokens = self.encode_units(x_unit[encoded], UnitView.of(batch, known.graphs, encoded)) if bool(encoded.any()) else None
-        if tokens is None:
-            tokens = Graded(known.query.even[:0], known.query.odd[:0])
-        shapes, tokens = tokens, self.fill_tokens(known, encoded, tokens)
+        shapes, tokens = self.unit_tokens(batch, known, x_unit, ~mask)
         chain = batch.unit_chain
         per_chain = x_unit.new_zeros(batch.num_chains)
         terms: dict[str, Tensor] = {}
@@ -156,8 +161,14 @@ class PolyConFM(nn.Module):
             per_chain = per_chain + local
             terms["local"] = (local.sum() / has_local.sum().clamp(min=1)).detach()
         whole: Graded | None = None
-        if phase != "local" or self.config.statistics_weight:
-            whole, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
+        if phase != "local" or self.config.agreement_weight or self.config.statistics_weight:
+            # the local loss never sees masked units; without its gradient they are encoded for others to read, not to be trained
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.orientation_stop_gradient):
+                hidden = self.unit_tokens(batch, known, x_unit, mask)
+            shapes, tokens = shapes + hidden[0], tokens + hidden[1]
+            trained = self.config.statistics_weight > 0 or not self.config.orientation_stop_gradient
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+                whole, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
         if phase != "local" and whole is not None:
             context, graphs = whole, known.graphs
             if self.config.orientation_stop_gradient:
