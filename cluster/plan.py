@@ -106,8 +106,10 @@ def make_plan(spec: PretrainSpec, available: Mapping[str, float]) -> Plan:
         )
     if "://" in spec.out:
         raise InputError(f"out {spec.out!r} must be a folder that every node sees, such as one on NFS; checkpoints are committed by rename")
+    probe_shards = config.train.probe_shards and resolve(config.train.probe_shards)
+    probed = {"probe_shards": probe_shards, "probe_tables": tuple(map(resolve, config.train.probe_tables))}
     return Plan(
-        config=config,
+        config=config.model_copy(update={"train": config.train.model_copy(update=probed)}),
         shards=resolve(spec.shards) if isinstance(spec.shards, str) else {resolve(path): weight for path, weight in spec.shards.items()},
         out=resolve(spec.out),
         num_workers=num_workers,

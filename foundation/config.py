@@ -90,6 +90,11 @@ class TrainConfig(Strict):
     )
     validate_every: int = Field(200, ge=1, description="steps between validations")
     num_val_batches: int = Field(8, ge=0, description="micro-batches of one validation; 0 = off")
+    probe_every: int = Field(0, ge=0, description="steps between linear probes of the averaged weights; 0 = off")
+    probe_shards: str | None = Field(None, description="shards with conformations of the polymers of probe_tables")
+    probe_tables: Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = Field(
+        (), description="tables of P-SMILES with a property, PATH or PATH:COLUMN each, as a JSON list; or one alone"
+    )
     max_consecutive_skips: int = Field(20, ge=0, description="steps in a row that may be skipped: not finite, or a spike")
     spike_factor: float = Field(0.0, ge=0, description="a step is skipped if its loss is so many spreads above the median; 0 = off")
     spike_window: int = Field(100, ge=3, description="applied steps whose losses give that median and spread")
@@ -102,6 +107,11 @@ class TrainConfig(Strict):
             raise ValueError(f"betas {list(self.betas)} must both be in [0, 1); set train.betas=[0.9,0.95]")
         if self.checkpoint_store is not None and "://" not in self.checkpoint_store:
             raise ValueError(f"checkpoint_store {self.checkpoint_store!r} is no address; write s3://bucket/prefix, or file:///folder")
+        if self.probe_every and not (self.probe_shards and self.probe_tables):
+            raise ValueError(
+                f"probe_every {self.probe_every} needs probe_shards and probe_tables; set train.probe_shards=shards/probe and"
+                " train.probe_tables=tg.csv, or train.probe_every=0"
+            )
         if self.keep_every % self.checkpoint_every:
             near = -(-self.keep_every // self.checkpoint_every) * self.checkpoint_every
             raise ValueError(
@@ -163,6 +173,12 @@ class RunConfig(Strict):
         if self.train.zero_stage == 0 and isinstance(native, dict) and native.get("enabled"):
             raise ValueError("deepspeed.bf16 needs train.zero_stage 1, 2 or 3, which keep fp32 masters; or set train.precision=bf16")
         return self
+
+
+def without_places(config: RunConfig) -> RunConfig:
+    """The configuration without what belongs to the machine or the people that trained: addresses, W&B project, native DeepSpeed keys."""
+    places = {name: TrainConfig.model_fields[name].default for name in ("checkpoint_store", "probe_shards", "probe_tables", "probe_every")}
+    return config.model_copy(update={"train": config.train.model_copy(update=places), "track": TrackConfig(), "deepspeed": {}})
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:

@@ -22,6 +22,7 @@ CONTRACT = {
     "foundation.generate": ("--checkpoint", "--psmiles", "--num-units", "--num", "--out", "--dry-run"),
     "foundation.evaluate": ("--checkpoint", "--shards", "--split", "--out", "--limit", "--dry-run"),
     "foundation.embed": ("--checkpoint", "--input", "--out", "--limit", "--dry-run"),
+    "foundation.probe": ("--checkpoint", "--shards", "--table", "--out", "--limit", "--seed", "--device", "--dry-run", "--overwrite"),
     "foundation.report": ("--out", "--overwrite", "--dry-run"),
     "foundation.release": ("--checkpoint", "--out", "--evaluation", "--dry-run", "--overwrite"),
     "cluster.launch": ("--dry-run",),

@@ -18,9 +18,10 @@ FLOORS = (  # inside foundation: each floor may name itself and the ones before 
     {"encoders"},
     {"data", "objectives"},
     {"config", "recipes", "track"},
-    {"train", "sampling"},
+    {"sampling"},
     {"evaluation"},
-    {"pretrain", "generate", "evaluate", "embed", "report", "release"},
+    {"train"},
+    {"pretrain", "generate", "evaluate", "embed", "probe", "report", "release"},
 )
 DOORS = {  # package -> the files and folders that may name it
     "deepspeed": ("foundation/train/engine.py", "foundation/train/elastic.py"),

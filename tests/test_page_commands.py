@@ -140,6 +140,13 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "ray stop --force": DRILL,
     "ray start --address=HEAD:6379 --disable-usage-stats": Elsewhere("tests/cluster/test_two_hosts.py::test_a_host_that_is_cut_off"),
     "ip link set eth0 down; sleep 120; ip link set eth0 up": DRILL,
+    # docs/evaluation.md
+    "python -m data_shards.build --input tg.csv --num-units 4 --conformers 1 --out shards/tg": Elsewhere(
+        "tests/evaluation/test_probes.py::test_the_command_writes_json_and_one_table"  # its fixture builds them
+    ),
+    "python -m foundation.probe --checkpoint runs/first --shards shards/tg --table tg.csv --out probes.json": Elsewhere(
+        "tests/evaluation/test_probes.py::test_the_command_writes_json_and_one_table"
+    ),
     # docs/experiments.md
     "python -m benchmarks.experiments": Run(),
     **{

@@ -3,7 +3,7 @@
     python -m benchmarks.experiments.property_input --checkpoint runs/y --shards shards/x --out runs/experiments/property_input
 
 The checkpoint embeds every polymer of a table three times, once for each source of coordinates; a ridge regression on the embeddings is
-cross-validated on a column of the table. A richer head takes its place by the function `cross_validate`.
+cross-validated on a column of the table, as `foundation.probe` does it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 TEXTBOOK = Path(__file__).parents[2] / "data_shards" / "sources" / "textbook.csv"
 SOURCES = ("self-generated", "RDKit", "reference")
-ALPHAS = [10.0**k for k in range(-2, 5)]
 
 
 @app.command()
@@ -67,6 +66,7 @@ def main(
 ) -> None:
     """Embed three kinds of chains and probe them. Exit 0 done, 2 bad input."""
     from foundation.errors import InputError
+    from foundation.evaluation.probes import numbers, read_column
     from foundation.sampling.request import check_numbers, read_requests
 
     check_numbers(num=num, num_units=num_units, limit=limit)
@@ -76,7 +76,8 @@ def main(
     if quick:
         limit, num, num_units, folds = 8, 1, 2, 2
     requests, refused = read_requests(None, str(data), None, limit, num_units, "atactic", seed)
-    targets = column_of(data, column, [request.row for request in requests])
+    rows, _, column = read_column(str(data), column, limit)
+    targets = numbers(rows, column).to_numpy()[[request.row - 1 for request in requests]]
     kept = [k for k, value in enumerate(targets) if value == value]  # no NaN
     if len(kept) < folds:
         raise InputError(f"{data} has {len(kept)} usable rows with {column}, {folds} folds need as many; pass another --data or --folds")
@@ -86,23 +87,6 @@ def main(
     finish(place, measure(place, [requests[k] for k in kept], targets[kept], column, num, folds, len(refused)))
 
 
-def column_of(data: Path, column: str, rows: list[int]) -> NDArray[np.float64]:
-    """Values of a column at rows of the table (1 is the first), NaN where there is no number.
-
-    Raises:
-        InputError: no such column.
-    """
-    import pandas as pd
-
-    from foundation.errors import InputError
-
-    table = pd.read_csv(data)
-    if column not in table.columns:
-        raise InputError(f"{data} has no column {column!r}; the columns are {', '.join(map(str, table.columns))}; change --column")
-    values: NDArray[np.float64] = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)[[row - 1 for row in rows]]
-    return values
-
-
 def measure(
     place: Place, requests: list[ChainRequest], targets: NDArray[np.float64], column: str, num: int, folds: int, num_refused: int
 ) -> dict[str, Any]:
@@ -110,6 +94,7 @@ def measure(
     import numpy as np
 
     from data_shards.chem.psmiles import canonicalise
+    from foundation.evaluation.ridge import cross_validate, make_folds, scores
 
     own_chains = self_generated(place, requests, num)
     makers: dict[str, Callable[[ChainRequest], Any]] = {
@@ -128,11 +113,11 @@ def measure(
     groups = np.array([canonicalise(request.psmiles).group for request in requests])[everywhere]
     found: dict[str, Any] = {}
     predictions: dict[str, list[float]] = {}
-    y = targets[everywhere]
+    y, fold = targets[everywhere], make_folds(groups, folds, place.seed)
     for name, own in vectors.items():
         x = np.stack([v for v, there in zip(own, everywhere, strict=True) if there])
-        predicted = cross_validate(x, y, groups, folds, place.seed)
-        found[name] = {"attempted": len(requests), "failed": int((~made[name]).sum()), **errors(y, predicted, place.seed)}
+        predicted = cross_validate(x, y, fold)
+        found[name] = {"attempted": len(requests), "failed": int((~made[name]).sum()), **scores(y, predicted, place.seed)}
         predictions[name] = predicted.tolist()
     return {
         "column": column,
@@ -189,61 +174,19 @@ def grown(request: ChainRequest, num: int) -> NDArray[np.floating] | None:
 def embedding(place: Place, request: ChainRequest, x_ang: NDArray[np.floating] | None) -> NDArray[np.float64] | None:
     """(D,) mean over the conformations of a chain; None where there is none."""
     import numpy as np
-    import torch
 
     from data_shards.schema import PolymerSample
     from foundation.data.collate import build_batch
+    from foundation.sampling.embedding import chain_vectors
 
     if x_ang is None:
         return None
     count, hydrogen = len(x_ang), np.zeros((len(x_ang), 0, 3), dtype=np.float32)
     parts = (request.topology, request.num_units, request.tacticity, request.seed, "import", x_ang.astype(np.float32), hydrogen, None)
     sample = PolymerSample("x", *parts)
-    with torch.no_grad():
-        batch = build_batch([sample] * count, range(count), range(count)).to(place.device)
-        vector: NDArray[np.float64] = place.model.embed(batch).chain.double().mean(0).cpu().numpy()
+    vectors = chain_vectors(place.model, build_batch([sample] * count, range(count), range(count)), place.device)
+    vector: NDArray[np.float64] = vectors.mean(0)
     return vector if np.isfinite(vector).all() else None
-
-
-def cross_validate(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_], folds: int, seed: int) -> NDArray[np.float64]:
-    """(P,) predictions of a ridge regression for polymers that it was not trained on.
-
-    Args:
-        x: (P, D) embeddings.
-        y: (P,) property.
-        groups: (P,) rows of one group are never on both sides.
-        folds: of the cross-validation.
-        seed: of the folds.
-    """
-    import numpy as np
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    names, group = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng([seed, 7]).permutation(len(names))[group] % folds
-    predicted = np.full(len(y), np.nan)
-    for k in np.unique(fold):
-        model = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
-        predicted[fold == k] = model.fit(x[fold != k], y[fold != k]).predict(x[fold == k])
-    return predicted
-
-
-def errors(y: NDArray[np.float64], predicted: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """Mean absolute error and R2 with intervals over polymers."""
-    import numpy as np
-
-    from benchmarks.experiments.measure import estimate
-    from foundation.evaluation.bootstrap import COVERAGE, resample_weights
-
-    weights = resample_weights(len(y), seed)
-    square = (predicted - y) ** 2
-    mean = weights @ y / len(y)
-    total = np.maximum(weights @ y**2 / len(y) - mean**2, 1e-12)
-    spread = 1 - (weights @ square / len(y)) / total
-    low, high = np.quantile(spread, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    r2 = {"value": float(1 - square.mean() / max(y.var(), 1e-12)), "low": float(low), "high": float(high), "num_polymers": len(y)}
-    return {"mae": estimate(np.abs(predicted - y), seed), "r2": r2}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

@@ -75,16 +75,26 @@ class TableSource:
             InputError: the table breaks off.
         """
         number = 0
+        for frame in self.frames():
+            cells = [_text(value) for value in frame[self.column]]
+            notes = {label: [_text(value) for value in frame[name]] for label, name in self._labels.items()}
+            for index, psmiles in enumerate(cells):
+                number += 1
+                yield Row(number, psmiles, {label: values[index] for label, values in notes.items() if values[index]})
+
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """The same rows with all their columns, some rows at a time; cells of a text file are text.
+
+        Raises:
+            InputError: the table breaks off.
+        """
+        left = self.limit
         with _one_sentence(self.path):
             for frame in _frames(self.path, ROWS_PER_READ):
                 frame.columns = [str(name) for name in frame.columns]  # type: ignore[assignment]
-                cells = [_text(value) for value in frame[self.column]]
-                notes = {label: [_text(value) for value in frame[name]] for label, name in self._labels.items()}
-                for index, psmiles in enumerate(cells):
-                    if number == self.limit:
-                        return
-                    number += 1
-                    yield Row(number, psmiles, {label: values[index] for label, values in notes.items() if values[index]})
+                yield frame if left is None else frame.iloc[:left]
+                if left is not None and (left := left - len(frame)) <= 0:
+                    return
 
     def payload(self, number: int) -> bytes:
         """A table has no structures."""

@@ -44,7 +44,7 @@ def mean_over_polymers(values: NDArray[np.floating], seed: int) -> Estimate:
     if len(known) == 0:
         return Estimate(None, None, None, 0)
     means = resample_weights(len(known), seed) @ known / len(known)
-    return _estimate(float(known.mean()), means, len(known))
+    return with_interval(float(known.mean()), means, len(known))
 
 
 def paired(values: Mapping[str, NDArray[np.floating]], first: str, seed: int) -> dict[str, dict[str, Any]]:
@@ -77,10 +77,11 @@ def pooled_divergence(generated: NDArray[np.floating], reference: NDArray[np.flo
     weights = resample_weights(len(generated), seed)
     spread = jensen_shannon_bits(weights @ generated, weights @ reference)
     value = float(jensen_shannon_bits(generated.sum(0), reference.sum(0)))
-    return _estimate(value, spread, len(generated))
+    return with_interval(value, spread, len(generated))
 
 
-def _estimate(value: float, spread: NDArray[np.floating], num_polymers: int) -> Estimate:
+def with_interval(value: float, spread: NDArray[np.floating], num_polymers: int) -> Estimate:
+    """A number with the percentile interval of what the resamples gave, spread (NUM_RESAMPLES,)."""
     low, high = np.quantile(spread, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     # a divergence of resampled counts lies above that of all counts, so the interval is stretched to hold the value
     return Estimate(value, min(float(low), value), max(float(high), value), num_polymers)

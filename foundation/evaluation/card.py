@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foundation.config import RunConfig
+from foundation.config import RunConfig, without_places
 from foundation.errors import ConfigError
 from foundation.evaluation.table import rows
 from foundation.recipes import get_recipe
-from foundation.train.released import without_places
 
 CURVE, RESULTS, CARD = "curve.png", "results.json", "card.md"
 WINDOW = 50  # steps of the running mean of the training loss

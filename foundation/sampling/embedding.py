@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_shards.progress import Progress
 from data_shards.schema import PolymerSample
+from foundation.batch import Batch
 from foundation.data.collate import ChainExample, collate, featurise
 from foundation.sampling.growth import grow_sample
 from foundation.sampling.request import ChainRequest, Refusal
@@ -55,9 +56,9 @@ def embed_polymers(
                 else:
                     yield index, sample
 
-        for owners, batch in _batches(usable(), batch_atoms):
-            chain = _embed(model, batch, device)
-            for owner, row in zip(owners, chain, strict=True):
+        examples = ((index, featurise(sample, k)) for index, sample in usable() for k in range(len(sample.heavy_ang)))
+        for owners, batch in packed(examples, batch_atoms):
+            for owner, row in zip(owners, chain_vectors(model, batch, device), strict=True):
                 sums[owner] = sums.get(owner, 0.0) + row / num
     width = len(next(iter(sums.values()))) if sums else 0
     out = np.full((len(requests), width), np.nan, dtype=np.float32)
@@ -66,24 +67,24 @@ def embed_polymers(
     return out, refused
 
 
-def _batches(samples: Iterator[tuple[int, PolymerSample]], batch_atoms: int) -> Iterator[tuple[list[int], list[ChainExample]]]:
-    """Conformations with the index of their polymer, up to the budget of atoms."""
+def packed(examples: Iterable[tuple[int, ChainExample]], batch_atoms: int) -> Iterator[tuple[list[int], Batch]]:
+    """Chains with the index of their polymer, packed in order up to batch_atoms atoms of all units; a larger chain comes alone."""
     owners: list[int] = []
-    batch: list[ChainExample] = []
+    chains: list[ChainExample] = []
     filled = 0
-    for index, sample in samples:
-        atoms = sample.num_units * sample.topology.num_atoms
-        for conformation in range(len(sample.heavy_ang)):
-            if batch and filled + atoms > batch_atoms:
-                yield owners, batch
-                owners, batch, filled = [], [], 0
-            owners.append(index)
-            batch.append(featurise(sample, conformation))
-            filled += atoms
-    if batch:
-        yield owners, batch
+    for owner, example in examples:
+        atoms = len(example.batch.x_unit_ang)
+        if chains and filled + atoms > batch_atoms:
+            yield owners, collate(chains)
+            owners, chains, filled = [], [], 0
+        owners.append(owner)
+        chains.append(example)
+        filled += atoms
+    if chains:
+        yield owners, collate(chains)
 
 
-def _embed(model: Any, batch: list[ChainExample], device: torch.device) -> NDArray[np.float64]:
+def chain_vectors(model: Any, batch: Batch, device: torch.device) -> NDArray[np.float64]:
+    """(B, D) what the model says of each chain of a batch."""
     with torch.no_grad():
-        return np.asarray(model.embed(collate(batch).to(device)).chain.double().cpu().numpy())
+        return np.asarray(model.embed(batch.to(device)).chain.double().cpu().numpy())

@@ -35,6 +35,7 @@ class Panel:
         shows: one sentence, the same as on docs/tracking.md.
         log_y: logarithmic.
         smoothing: of the lines, 0 to 1; the lines as they are stay behind the smooth ones.
+        pattern: regular expression of more metrics, where their names are those of a user's files.
     """
 
     kind: Literal["lines", "bars", "media", "object"]
@@ -43,6 +44,7 @@ class Panel:
     shows: str
     log_y: bool = False
     smoothing: float = 0.0
+    pattern: str | None = None
 
 
 LAYOUT: dict[str, tuple[Panel, ...]] = {
@@ -79,6 +81,11 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("lines", "Radius of gyration", ("sample/radius_of_gyration_ang",), "of the sampled chain, angstrom"),
         Panel("lines", "Samples that failed", ("sample/failed",), "1 where no chain could be made"),
         Panel("lines", "Seconds of sampling", ("sample/seconds",), "in which training waits"),
+    ),
+    "Probes": (
+        Panel("lines", "Linear probes", ("probe/NAME_r2",), "R2 of each property of train.probe_tables", pattern=r"probe/\w+_r2"),
+        Panel("lines", "Probes that failed", ("probe/failed",), "1 where they could not be measured"),
+        Panel("lines", "Seconds of probing", ("probe/seconds",), "in which training waits"),
     ),
     "Evaluation": (
         Panel("object", "Metrics against baselines", ("eval/metrics",), "every metric and method with its interval"),
@@ -196,6 +203,7 @@ def drawn(panel: Panel) -> Any:
             title=panel.title,
             x="step",
             y=list(panel.keys),
+            metric_regex=panel.pattern,
             log_y=panel.log_y or None,
             smoothing_type="exponentialTimeWeighted" if panel.smoothing else "none",
             smoothing_factor=panel.smoothing,

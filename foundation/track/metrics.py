@@ -65,6 +65,12 @@ METRICS: dict[str, Metric] = {
     "val/tokens": Metric("as train/tokens", "min,last"),
     "val/agreement": Metric("as train/agreement", "min,last"),
     "val/statistics": Metric("as train/statistics", "min,last"),
+    "probe/NAME_r2": Metric(
+        "R2 of a cross-validated ridge regression of the property NAME on the embeddings of the averaged weights (train.probe_every)",
+        "max,last",
+    ),
+    "probe/failed": Metric("1 where the probes could not be measured, else 0", "mean,last"),
+    "probe/seconds": Metric("wall clock of measuring them, in which training waits", "mean"),
     "memory/host_peak_mib": Metric("most memory that the process of rank 0 has had, MiB", "max"),
     "memory/device_peak_mib": Metric("most memory that its tensors have had on the GPU, MiB; absent without one", "max"),
     "sample/failed": Metric("1 where the sampled chain could not be made, else 0 (track.samples_every)", "mean,last"),
@@ -78,13 +84,13 @@ METRICS: dict[str, Metric] = {
 
 
 def listed(name: str) -> Metric | None:
-    """What the table says of a name; the shard sets share one line. None where it is not listed."""
-    return METRICS.get(re.sub(r"_of_set_\d+$", "_of_set_1", name))
+    """What the table says of a name; the shard sets share one line, and so do the properties. None where it is not listed."""
+    return METRICS.get(re.sub(r"^probe/\w+_r2$", "probe/NAME_r2", re.sub(r"_of_set_\d+$", "_of_set_1", name)))
 
 
 def defined_name(name: str) -> str:
-    """Name under which W&B is told of a line of the table: the shard sets share one definition too."""
-    return re.sub(r"_of_set_1$", "_of_set_*", name)
+    """Name under which W&B is told of a line of the table: the shard sets share one definition too, and so do the properties."""
+    return re.sub(r"^probe/NAME_r2$", "probe/*", re.sub(r"_of_set_1$", "_of_set_*", name))
 
 
 class Totals:

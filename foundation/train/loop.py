@@ -38,6 +38,7 @@ from foundation.train.engine import Engine
 from foundation.train.health import SkipGuard, SpikeRule, StopRequest, check_same_everywhere
 from foundation.train.memory import rehearse
 from foundation.train.optim import learning_rate
+from foundation.train.probes import Prober
 from foundation.train.ranks import Ranks
 from foundation.train.rng import generator, reproducible
 from foundation.train.samples import Sampler
@@ -95,12 +96,13 @@ def train(
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
     reading = Reading(**config.data.model_dump(exclude={"token_budget"}))
     loader = StepLoader(opened, "train", order, reading, per_step=per_step, rank=rank, world_size=world_size)
-    sampler = Sampler(out, config)
+    sampler, prober = Sampler(out, config), Prober(config)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     start = Ranks.start(rank, world_size, settings.hang_timeout_sec)
     with ExitStack() as held, start as ranks, reproducible(ranks.device), stop or StopRequest() as stop:
         check_same_everywhere(ranks, config, opened.fingerprint, versions())
+        ranks.on_rank_zero(lambda: prober.open(ranks.device))  # before anything is written
         ranks.on_rank_zero(lambda: check_run_folder(out, config, opened.fingerprint))
         ranks.on_rank_zero(lambda: held.enter_context(sole_writer(out)))
         watch = held.enter_context(Watchdog(out, rank, world_size, settings.hang_timeout_sec))
@@ -172,6 +174,9 @@ def train(
             if sampler.due(done):
                 watch.beat(state.step, "sample")
                 metrics |= sampler.sample(done, ema, ranks)
+            if prober.due(done):
+                watch.beat(state.step, "probe")
+                metrics |= prober.probe(done, ema, ranks)
             if tracker is not None and console is not None:
                 tracker.log(done, metrics)
                 console.show(done, metrics)

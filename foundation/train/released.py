@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation.config import RunConfig, TrackConfig, parse_config
+from foundation.config import RunConfig, parse_config, without_places
 from foundation.errors import CheckpointError, InputError, short
 from foundation.train import snapshot
 from foundation.train.snapshot import FIX, MARKER, SHA256, TrainState
@@ -50,12 +50,6 @@ def folder_of(path: str | Path) -> Path | None:
     folder = Path(path)
     is_one = not is_address(path) and all((folder / name).is_file() for name in (MODEL, CONFIG)) and not (folder / MARKER).exists()
     return folder if is_one else None
-
-
-def without_places(config: RunConfig) -> RunConfig:
-    """The configuration without what belongs to the machine or the people that trained: addresses, W&B project, native DeepSpeed keys."""
-    train = config.train.model_copy(update={"checkpoint_store": None})
-    return config.model_copy(update={"train": train, "track": TrackConfig(), "deepspeed": {}})
 
 
 def rounded(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +20,15 @@ from foundation.train.saver import collect
 
 log = logging.getLogger(__name__)
 FOLDER = "samples"
+
+
+@contextmanager
+def beside(config: RunConfig, weights: Mapping[str, torch.Tensor], device: torch.device) -> Iterator[torch.nn.Module]:
+    """A model with these weights, in eval mode; the global generators are afterwards where they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # building a model draws its first weights
+        model = build_objective(config.objective)
+        model.load_state_dict(weights)
+        yield model.to(device).eval()
 
 
 class Sampler:
@@ -49,13 +60,10 @@ class Sampler:
         weights = collect(ema.weights(), ranks.rank)
         if ranks.rank:
             return {}
-        cuda = [ranks.device] if ranks.device.type == "cuda" else []
         found: dict[str, float | None] = {"sample/failed": 1.0}
         try:
-            with torch.random.fork_rng(devices=cuda):  # building a model draws its first weights
-                model = build_objective(self.config.objective)
-                model.load_state_dict(weights)
-                found = self._write(model.to(ranks.device).eval(), step, ranks.device)
+            with beside(self.config, weights, ranks.device) as model:
+                found = self._write(model, step, ranks.device)
         except Exception as error:
             log.warning("no chain was sampled at step %d (%s: %s)", step, type(error).__name__, error)
         return found | {"sample/seconds": time.perf_counter() - began}

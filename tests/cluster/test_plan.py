@@ -112,6 +112,9 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
     mixed = plan({"CPU": 2}, shards={"a": 0.8, "s3://bucket/b": 0.2})
     assert mixed.shards == {str(tmp_path / "a"): 0.8, "s3://bucket/b": 0.2}
     assert f"shards   {tmp_path}/a=0.8 s3://bucket/b=0.2" in mixed.lines()
+    probed = plan({"CPU": 2}, {"train.probe_shards": "s3://bucket/p", "train.probe_tables": ["tg.csv:tg_celsius"]}).config.train
+    assert (probed.probe_shards, probed.probe_tables) == ("s3://bucket/p", (str(tmp_path / "tg.csv:tg_celsius"),))
+    assert chosen.config.train.probe_shards is None
 
 
 def test_the_plan_reads_as_a_few_lines() -> None:
