@@ -21,7 +21,7 @@ from types import TracebackType
 
 BEATS, STACKS = ".beats", "stacks"
 EXIT_HANG = 75  # EX_TEMPFAIL of sysexits.h: try again
-PHASES = ("start", "read", "compute", "update", "agree", "validate", "sample", "checkpoint")  # of a step, in order
+PHASES = ("start", "read", "compute", "update", "agree", "validate", "sample", "probe", "checkpoint")  # of a step, in order
 TICKS = 20  # looks during one timeout
 SHORTEST_TICK_SEC, LONGEST_TICK_SEC = 0.05, 15.0
 DUMP_LIMIT_SEC = 10.0  # the disk may be what hangs
