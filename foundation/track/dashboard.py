@@ -47,12 +47,15 @@ class Panel:
     pattern: str | None = None
 
 
+AUXILIARY = ("tokens", "agreement", "statistics")
 LAYOUT: dict[str, tuple[Panel, ...]] = {
     "Loss": (
         Panel("lines", "Loss, training", ("train/loss",), "the loss of each step, smoothed", log_y=True, smoothing=0.9),
         Panel("lines", "Loss, validation", ("val/loss",), "the same noise and chains each time, so that steps can be compared", log_y=True),
         Panel("lines", "Loss by head, training", ("train/local", "train/orientation"), "1 is what predicting zero gives", smoothing=0.9),
         Panel("lines", "Loss by head, validation", ("val/local", "val/orientation"), "1 is what predicting zero gives"),
+        Panel("lines", "Auxiliary terms, training", tuple(f"train/{t}" for t in AUXILIARY), "each before its weight", smoothing=0.9),
+        Panel("lines", "Auxiliary terms, validation", tuple(f"val/{t}" for t in AUXILIARY), "each before its weight"),
         Panel("lines", "Loss by shard set", tuple(f"val/loss_of_set_{k}" for k in range(1, 5)), "only of a mixture; the first four sets"),
         Panel("lines", "Learning rate", ("train/lr",), "warm-up, then decay"),
     ),
