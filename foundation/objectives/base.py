@@ -57,7 +57,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What finetune/ reads: (U, D) per unit and (B, D) per chain."""
+    """What finetune/ reads: (U, D) per unit and (B, C) per chain."""
 
     unit: Tensor
     chain: Tensor

@@ -348,14 +348,17 @@ class PolyConFM(nn.Module):
     # ------------------------------------------------------------------------------------------------------------------- embed
 
     def embed(self, batch: Batch) -> Embeddings:
-        """Trunk context of every unit with all units visible, and its mean over the chain; even channels, so mirror images agree."""
+        """Trunk context of every unit with all units visible; of a chain its mean, the class condition and the 2-D view: C = 3 D.
+
+        Even channels alone, so mirror images agree. Probes read more from the three together than from the first (docs/results/probes.md).
+        """
         known = self.know(batch)
         everything = torch.ones(len(batch.unit_chain), dtype=torch.bool, device=batch.chain_ptr.device)
         x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
-        tokens = self.fill_tokens(known, everything, self.encode_units(x_unit, UnitView.of(batch, known.graphs, everything)))
+        _, tokens = self.unit_tokens(batch, known, x_unit, everything)
         context, _ = self.trunk.encode(tokens, known.klass, batch, everything)
-        chain = context.even.new_zeros(batch.num_chains, context.even.shape[-1]).index_add(0, batch.unit_chain, context.even)
-        return Embeddings(context.even, chain / batch.num_units[:, None])
+        total = context.even.new_zeros(batch.num_chains, context.even.shape[-1]).index_add(0, batch.unit_chain, context.even)
+        return Embeddings(context.even, torch.cat([total / batch.num_units[:, None], known.klass.even, known.graph], -1))
 
 
 def pick_seeds(condition: Condition, chosen: Tensor, rng: torch.Generator) -> Tensor:
