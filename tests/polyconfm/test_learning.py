@@ -184,6 +184,7 @@ def renumberings(batch: Batch) -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_cartesian_head_learns_one_unit_to_a_tenth_of_an_angstrom() -> None:
     torch.manual_seed(0)
     one, copies = batch_of((("*CC(*)c1ccccc1", 1),)), batch_of((("*CC(*)c1ccccc1", 1),) * 16)
@@ -198,6 +199,7 @@ def test_the_cartesian_head_learns_one_unit_to_a_tenth_of_an_angstrom() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_torsional_and_link_heads_learn_one_chain_by_heart() -> None:
     torch.manual_seed(0)
     one, copies = (with_seeds(batch_of((("*CC(*)c1ccccc1", 5),) * num)) for num in (1, 8))
