@@ -121,3 +121,12 @@ def test_graded_rows_behave_as_one(batch: Batch) -> None:
     row = Graded(torch.ones(3, 2), torch.ones(3, 1))
     assert (row + row)[1].even.tolist() == [2.0, 2.0]
     assert row.masked(torch.tensor([True, False, True])).odd.sum() == 2
+
+
+@pytest.mark.parametrize("phase", ["joint", "local"])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_every_parameter_has_a_gradient_even_where_no_unit_is_visible(phase: str, ratio: float, batch: Batch) -> None:
+    """Ranks whose micro-batches differ in that must still reduce the same tensors."""
+    model = model_of("torsional", "torsion", phase=phase, full_mask_fraction=float(ratio == 1.0), low_mask_fraction=0.0)
+    model.loss(batch, rng()).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None] == []

@@ -125,8 +125,7 @@ class PolyConFM(nn.Module):
     def unit_tokens(self, batch: Condition, known: Known, x_unit: Tensor, chosen: Tensor) -> tuple[Graded, Graded]:
         """(U, .) tokens of the shapes of the chosen units, alone and fused with what is known of them; zero elsewhere."""
         if not bool(chosen.any()):
-            zeros = Graded(torch.zeros_like(known.query.even), torch.zeros_like(known.query.odd))
-            return zeros, zeros
+            return (Graded(torch.zeros_like(known.query.even), torch.zeros_like(known.query.odd)),) * 2
         tokens = self.encode_units(x_unit[chosen], UnitView.of(batch, known.graphs, chosen))
         place = torch.nonzero(chosen)[:, 0]
         alone = Graded(*(t.new_zeros(len(chosen), t.shape[-1]).index_put((place,), t) for t in tokens))
@@ -148,7 +147,9 @@ class PolyConFM(nn.Module):
         dropped = torch.rand(batch.num_chains, generator=rng, device=device) < self.config.label_dropout
         known = self.know(batch, dropped if phase != "orientation" else None)
         x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)  # (U, A, 3)
-        shapes, tokens = self.unit_tokens(batch, known, x_unit, ~mask)
+        trained = ~mask
+        trained[0] |= ~trained.any()  # ranks reduce the same gradients: the 3-D encoder has one, if only zero, where no unit is visible
+        shapes, tokens = self.unit_tokens(batch, known, x_unit, trained)
         chain = batch.unit_chain
         per_chain = x_unit.new_zeros(batch.num_chains)
         terms: dict[str, Tensor] = {}
@@ -164,10 +165,10 @@ class PolyConFM(nn.Module):
         if phase != "local" or self.config.agreement_weight or self.config.statistics_weight:
             # the local loss never sees masked units; without its gradient they are encoded for others to read, not to be trained
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.orientation_stop_gradient):
-                hidden = self.unit_tokens(batch, known, x_unit, mask)
+                hidden = self.unit_tokens(batch, known, x_unit, ~trained)
             shapes, tokens = shapes + hidden[0], tokens + hidden[1]
-            trained = self.config.statistics_weight > 0 or not self.config.orientation_stop_gradient
-            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            read = self.config.statistics_weight > 0 or not self.config.orientation_stop_gradient
+            with torch.set_grad_enabled(torch.is_grad_enabled() and read):
                 whole, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
         if phase != "local" and whole is not None:
             context, graphs = whole, known.graphs
