@@ -96,9 +96,6 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m foundation.generate --checkpoint runs/first --psmiles '*CC(*)c1ccccc1' --num-units 100 --num 10 --out polystyrene.sdf": Run(
         "--num-units 3 --num 1"
     ),
-    "python -m foundation.generate --checkpoint small --psmiles '*CC(*)c1ccccc1' --num-units 100 --num 10 --out small.sdf": Run(
-        "--num-units 3 --num 1"
-    ),
     "python -m foundation.evaluate --checkpoint runs/first --shards shards/textbook --split test --out runs/first/eval": Run(
         "--num 1 --limit 1 --train-limit 5"
     ),
