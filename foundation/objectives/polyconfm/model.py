@@ -174,8 +174,7 @@ class PolyConFM(nn.Module):
             context, graphs = whole, known.graphs
             if self.config.orientation_stop_gradient:
                 context, graphs = context.detach(), replace(graphs, atoms=graphs.atoms.detach())
-            given = (batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context, graphs)
-            orientation = self.orientation_head.loss(*given, rng)
+            orientation = self.orientation_head.loss(batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context, graphs, rng)
             has_link = batch.num_units > 1 if self.config.orientation_head == "torsion" else batch.num_units > 0
             per_chain = per_chain + self.config.orientation_weight * orientation
             terms["orientation"] = (orientation.sum() / has_link.sum().clamp(min=1)).detach()
