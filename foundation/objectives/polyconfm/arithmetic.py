@@ -94,14 +94,16 @@ def step_flops(config: PolyConFMConfig, sizes: Sizes) -> dict[str, Flops]:
     s, heads = sizes, config.num_heads
     reg = config.num_registers
 
+    trained = max(s.units - s.masked, 1)  # one unit at least has a gradient
+
     def encoded(units: float) -> Flops:
         return _unit_encoder(width, units, s.atoms, config.unit_layers, heads) + _graded(units, width, width)
 
     return {
         "1-D and 2-D encoders": _know(config, width, s),
         # masked units are encoded for the orientation head, without gradient
-        "3-D encoder": encoded(s.units - s.masked)
-        + (Flops(encoded(s.masked).forward) if config.orientation_stop_gradient else encoded(s.masked)),
+        "3-D encoder": encoded(trained)
+        + (Flops(encoded(s.units - trained).forward) if config.orientation_stop_gradient else encoded(s.units - trained)),
         "trunk": (
             _blocks(s.chains, s.longest_visible + reg, width, config.trunk_layers)
             + _graded(s.units, width, width)
