@@ -52,7 +52,9 @@ def main(
     limit: Limit = 12,
     num: Num = 4,
     ar_steps: Annotated[list[int], typer.Option(help="autoregressive steps; may be repeated")] = [1, 2, 4, 8, 16],  # noqa: B006
-    diffusion_steps: Annotated[list[int], typer.Option(help="solver steps of both heads; may be repeated")] = [5, 10, 20, 50, 200],  # noqa: B006
+    diffusion_steps: Annotated[
+        list[str], typer.Option(help="solver steps of both heads, or LOCAL:ORIENTATION; may be repeated, the most last")
+    ] = ["5", "10", "20", "50", "200"],  # noqa: B006
     seed: Seed = 0,
     device: Device = "auto",
     quick: Quick = False,
@@ -64,27 +66,44 @@ def main(
     from foundation.sampling.request import check_numbers
 
     check_numbers(num=num)
-    for name, values in (("ar_steps", ar_steps), ("diffusion_steps", diffusion_steps)):
-        if min(values) < 1:
-            raise InputError(f"{name} {min(values)} must be >= 1; change --{name.replace('_', '-')}")
+    if min(ar_steps) < 1:
+        raise InputError(f"ar_steps {min(ar_steps)} must be >= 1; change --ar-steps")
+    diffusion = [solver_steps(words) for words in diffusion_steps]
     place = prepare(EXPERIMENT, checkpoint, shards, out, device, seed, quick, overwrite)
     samples = samples_of(place, split, 2 if quick else limit)
     if quick:
-        ar_steps, diffusion_steps, num = [1, 2], [2, 4], 2
-    budgets = grid(ar_steps, diffusion_steps)
+        ar_steps, diffusion, num = [1, 2], [(2, 3), (4, 4)], 2
+    budgets = grid(ar_steps, diffusion)
     if dry_run:
         plan(place, f"{len(samples)} polymers, {num} conformations with each of {len(budgets)} budgets")
         return
     finish(place, measure(place, samples, budgets, num))
 
 
-def grid(ar_steps: list[int], diffusion_steps: list[int]) -> list[tuple[int, int]]:
-    """(autoregressive, diffusion) steps: every pair but for the largest diffusion budget, which is taken with the most AR steps alone."""
+Budget = tuple[int, int, int]  # autoregressive, local and orientation steps
+
+
+def solver_steps(words: str) -> tuple[int, int]:
+    """Steps of the local and of the orientation head: "20" means both, "10:20" each its own.
+
+    Raises:
+        InputError: anything else, or a number below 1.
+    """
+    from foundation.errors import InputError
+
+    parts = words.split(":")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"diffusion_steps {words!r} must be a number >= 1, or two as LOCAL:ORIENTATION; change --diffusion-steps")
+    return int(parts[0]), int(parts[-1])
+
+
+def grid(ar_steps: list[int], diffusion_steps: list[tuple[int, int]]) -> list[Budget]:
+    """Every pair but for the largest diffusion budget, which is taken with the most autoregressive steps alone."""
     few, most = sorted(set(diffusion_steps))[:-1], max(diffusion_steps)
-    return [(a, d) for a in sorted(set(ar_steps)) for d in few] + [(max(ar_steps), most)]
+    return [(a, *d) for a in sorted(set(ar_steps)) for d in few] + [(max(ar_steps), *most)]
 
 
-def measure(place: Place, samples: list[PolymerSample], budgets: list[tuple[int, int]], num: int) -> dict[str, Any]:
+def measure(place: Place, samples: list[PolymerSample], budgets: list[Budget], num: int) -> dict[str, Any]:
     """Metrics and seconds of every budget and their paired change against the last one."""
     from benchmarks.experiments.measure import difference, estimate, score, values_of, with_fields
     from foundation.evaluation.protocol import reference_of
@@ -94,15 +113,16 @@ def measure(place: Place, samples: list[PolymerSample], budgets: list[tuple[int,
     values, seconds = {}, {}
     with place.bars.stage("budgets", len(budgets), unit="budgets") as stage:
         for budget in budgets:
-            model = with_fields(place.model, ar_steps=budget[0], local_steps=budget[1], orientation_steps=budget[1])
+            model = with_fields(place.model, ar_steps=budget[0], local_steps=budget[1], orientation_steps=budget[2])
             scored, seconds[budget] = score(model, samples, references, num, place.seed, place.device)
             values[budget] = {name: values_of(scored, name) for name in JUDGED}
-            stage.advance(1, f"{budget[0]} x {budget[1]}")
+            stage.advance(1, f"{budget[0]} x {steps(budget[1:])}")
     largest = values[budgets[-1]]
     rows = [
         {
             "ar_steps": budget[0],
-            "diffusion_steps": budget[1],
+            "local_steps": budget[1],
+            "orientation_steps": budget[2],
             "seconds_per_unit": seconds[budget] / units,
             "values": {name: estimate(own, place.seed) for name, own in values[budget].items()},
             "changes": {name: difference(own, largest[name], place.seed) for name, own in values[budget].items()},
@@ -125,6 +145,15 @@ def measure(place: Place, samples: list[PolymerSample], budgets: list[tuple[int,
     }
 
 
+def steps(both: tuple[int, int]) -> str:
+    """What is printed for the steps of both heads."""
+    return str(both[0]) if both[0] == both[1] else f"{both[0]}:{both[1]}"
+
+
+def _steps_of(row: dict[str, Any]) -> str:
+    return steps((row["local_steps"], row["orientation_steps"]))
+
+
 def within_noise(row: dict[str, Any]) -> bool:
     """No judged metric (all are better low) is worse than with the largest budget beyond its interval."""
     return all(row["changes"][name]["value"] is None or row["changes"][name]["low"] <= 0 for name in JUDGED)
@@ -134,21 +163,21 @@ def enough(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The cheapest budget within noise of the last row, which has the most steps."""
     largest = rows[-1]
     cheap = min((row for row in rows if within_noise(row)), key=lambda row: row["seconds_per_unit"])
-    text = f"{cheap['ar_steps']} autoregressive x {cheap['diffusion_steps']} diffusion steps are within noise of "
+    text = f"{cheap['ar_steps']} autoregressive x {_steps_of(cheap)} diffusion steps are within noise of "
     text += (
-        f"{largest['ar_steps']} x {largest['diffusion_steps']} at {cheap['seconds_per_unit'] / largest['seconds_per_unit']:.0%} of the time"
+        f"{largest['ar_steps']} x {_steps_of(largest)} at {cheap['seconds_per_unit'] / largest['seconds_per_unit']:.0%} of the time"
     )
-    tenth = 10 * cheap["diffusion_steps"] <= largest["diffusion_steps"]
+    tenth = all(10 * cheap[name] <= largest[name] for name in ("local_steps", "orientation_steps"))
     return verdict(tenth, f"a tenth of the diffusion steps is enough: {text}")
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """One row a budget."""
-    header = ["autoregressive steps", "diffusion steps", "ms a unit", *JUDGED, "within noise of the last row"]
+    header = ["autoregressive steps", "diffusion steps (local:orientation)", "ms a unit", *JUDGED, "within noise of the last row"]
     rows = [
         [
             str(row["ar_steps"]),
-            str(row["diffusion_steps"]),
+            _steps_of(row),
             number(1000 * row["seconds_per_unit"], 1),
             *(interval(row["values"][name]) for name in JUDGED),
             "yes" if within_noise(row) else "no",

@@ -132,7 +132,7 @@ def test_guidance_of_one_is_the_reference(shards: str, checkpoint: str, tmp_path
 
 def test_budgets_are_held_against_the_largest(shards: str, checkpoint: str, tmp_path: Path) -> None:
     result = result_of("sampling_steps", shards, checkpoint, tmp_path / "o")
-    assert [(row["ar_steps"], row["diffusion_steps"]) for row in result["rows"]] == [(1, 2), (2, 2), (2, 4)]
+    assert [(row["ar_steps"], row["local_steps"], row["orientation_steps"]) for row in result["rows"]] == [(1, 2, 3), (2, 2, 3), (2, 4, 4)]
     assert result["rows"][-1]["changes"]["link_dihedral_jsd_bits"]["value"] == 0
 
 
@@ -186,6 +186,11 @@ def test_dry_run_writes_nothing(name: str, shards: str, checkpoint: str, tmp_pat
         ("frame_assembly", ["--sigmas", "-2"], "sigmas -2 must be >= 0 degrees; change --sigmas"),
         ("length_scaling", ["--lengths", "0"], "lengths 0 must be >= 1; change --lengths"),
         ("sampling_steps", ["--ar-steps", "0"], "ar_steps 0 must be >= 1; change --ar-steps"),
+        (
+            "sampling_steps",
+            ["--diffusion-steps", "10:0"],
+            "diffusion_steps '10:0' must be a number >= 1, or two as LOCAL:ORIENTATION; change --diffusion-steps",
+        ),
         ("unit_reconstruction", ["--head", "x"], "head 'x' must be torsional or cartesian; change --head"),
         ("unit_reconstruction", ["--polymer", "9"], "has 2 polymers of two units or more, not 10; change --polymer"),
         ("property_input", ["--column", "x", "--limit", "8"], "has no column 'x'"),
@@ -238,23 +243,28 @@ def change(low: float, high: float) -> dict[str, Any]:
 
 def test_quality_is_flat_unless_worse_beyond_noise() -> None:
     names = length_scaling.FLAT
+    first = {"factor": 1, "changes": {name: change(0.0, 0.0) for name in names}}
     row = {"factor": 100, "changes": {name: change(-0.1, 0.1) for name in names} | {names[0]: change(0.1, 0.2)}}
-    assert [said["holds"] for said in length_scaling.quality_verdicts([row])] == [False, *[True] * (len(names) - 1)]
+    assert [said["holds"] for said in length_scaling.quality_verdicts([first, row])] == [False, *[True] * (len(names) - 1)]
     row["changes"][names[0]] = {"value": None, "low": None, "high": None, "num_polymers": 0}
-    assert len(length_scaling.quality_verdicts([row])) == len(names) - 1
+    assert len(length_scaling.quality_verdicts([first, row])) == len(names) - 1
+    nearer = {"factor": 10, "changes": {name: change(0.1, 0.2) for name in names}}
+    said = length_scaling.quality_verdicts([first, nearer, row])
+    assert not said[0]["holds"] and "at 10 times" in said[0]["text"], "the longest chains that have the metric"
+    assert all(other["holds"] and "at 100 times" in other["text"] for other in said[1:])
 
 
 def test_the_cheapest_budget_within_noise_is_named() -> None:
     def row(ar: int, steps: int, seconds: float, low: float) -> dict[str, Any]:
         changes = {name: change(low, low + 0.1) for name in sampling_steps.JUDGED}
-        return {"ar_steps": ar, "diffusion_steps": steps, "seconds_per_unit": seconds, "changes": changes}
+        return {"ar_steps": ar, "local_steps": steps, "orientation_steps": steps, "seconds_per_unit": seconds, "changes": changes}
 
     rows = [row(1, 5, 1.0, 0.05), row(8, 20, 4.0, -0.05), row(4, 20, 3.0, -0.01), row(16, 200, 40.0, 0.0)]
     said = sampling_steps.enough(rows)
     assert said["holds"]
     assert "4 autoregressive x 20 diffusion steps are within noise of 16 x 200 at 8% of the time" in said["text"]
     assert not sampling_steps.enough([rows[0], rows[-1]])["holds"]
-    assert sampling_steps.grid([1, 4], [5, 50]) == [(1, 5), (4, 5), (4, 50)]
+    assert sampling_steps.grid([1, 4], [(5, 10), (50, 50)]) == [(1, 5, 10), (4, 5, 10), (4, 50, 50)]
 
 
 def test_guidance_is_off_unless_a_scale_is_better_beyond_noise() -> None:
