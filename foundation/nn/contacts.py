@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foundation.geometry.vectors import cross
 from foundation.nn.embedding import RadialBasis
 from foundation.nn.parity import Graded
 
 NUM_KINDS = 3  # of pairs: three bonds apart, further in the same or the next unit, two units apart
 LEFT_OUT = -1
+Pairs = tuple[Tensor, Tensor]  # (P,) and (P,) int64, an atom of one set and one of another
 
 
 class Contacts(nn.Module):
@@ -35,42 +35,73 @@ class Contacts(nn.Module):
         nn.init.ones_(self.atom.bias)
         nn.init.ones_(self.kind.weight)
 
-    def forward(self, distance_ang: Tensor, kind: Tensor, staying: Tensor, turning: Tensor, moved: Tensor, rate_ang: Tensor) -> Graded:
+    def forward(
+        self, pairs: Pairs, distance_ang: Tensor, kind: Tensor, first: Tensor, second: Tensor, moved: Tensor, rate_ang: Tensor
+    ) -> Graded:
         """Sums over pairs.
 
         Args:
-            distance_ang: (R, I, J).
-            kind: (R, I, J) int64, LEFT_OUT where a pair does not count.
-            staying, turning: (R, I, D) and (R, J, D) even features of the atoms.
-            moved: (R, T, I, J) bool, True where turning bond t changes the distance.
-            rate_ang: (R, T, I, J) angstrom per radian.
+            pairs: of atoms of ``first`` and of ``second``, from every_pair or pairs_within.
+            distance_ang: (R, P).
+            kind: (R, P) int64, LEFT_OUT where a pair does not count.
+            first, second: (R, I, D) and (R, J, D) even features of the atoms.
+            moved: (R, T or 1, P or 1) bool, True where turning bond t changes the distance.
+            rate_ang: (R, T, P) angstrom per radian.
 
         Returns:
             (R, T, num_features) even and odd.
         """
-        counts = kind != LEFT_OUT
-        share = self.atom(staying)[:, :, None] * self.atom(turning)[:, None] * self.kind(kind.clamp(min=0)) * counts[..., None]
-        basis = self.radial(distance_ang).flatten(1, 2).transpose(1, 2)  # (R, M, I x J)
-        felt = torch.stack([moved.to(rate_ang.dtype), rate_ang * moved], 2).flatten(3)  # (R, T, 2, I x J)
-        # (R, M, I x J) times (R, I x J, T x 2 x C)
-        weights = felt.permute(0, 3, 1, 2)[..., None] * share.flatten(1, 2)[:, :, None, None]
-        total = basis @ weights.flatten(2).to(basis.dtype)
-        total = total.unflatten(2, (*felt.shape[1:3], share.shape[-1]))  # (R, M, T, 2, C)
-        even, odd = torch.asinh(total).permute(3, 0, 2, 1, 4).flatten(3)
+        of_kind = (kind[:, None] == torch.arange(NUM_KINDS, device=kind.device)[:, None]).to(rate_ang.dtype)  # (R, K, P), 0 if left out
+        one, other = (self.atom(x).transpose(1, 2).index_select(2, index) for x, index in zip((first, second), pairs, strict=True))
+        share = one * other * (self.kind.weight.T @ of_kind)  # (R, C, P)
+        basis = self.radial(distance_ang, dim=-2).to(share.dtype)  # (R, M, P)
+        felt = torch.cat([moved.to(rate_ang.dtype).expand_as(rate_ang), rate_ang * moved], 1).to(share.dtype)  # (R, 2 T, P)
+        # two of the three factors are multiplied pair by pair, the fewer rows the better; a matrix product with the third sums
+        few, many = (felt, basis) if felt.shape[1] <= basis.shape[1] else (basis, felt)
+        total = (share[:, :, None] * few[:, None]).flatten(1, 2) @ many.transpose(1, 2)
+        total = total.unflatten(1, (share.shape[1], -1))  # (R, C, 2 T, M) or (R, C, M, 2 T)
+        total = (total if few is basis else total.transpose(2, 3)).unflatten(3, (2, -1))  # (R, C, M, 2, T)
+        even, odd = torch.asinh(total).permute(3, 0, 4, 2, 1).flatten(3)
         return Graded(even, odd)
 
 
-def turning_rate(x_turning_ang: Tensor, offset_ang: Tensor, distance_ang: Tensor, origin_ang: Tensor, axis: Tensor) -> Tensor:
-    """dd/dangle of pairs when the atoms of one side turn about an axis.
+def every_pair(first: int, second: int, device: torch.device) -> Pairs:
+    """Indices of all first x second pairs."""
+    index = torch.arange(first * second, device=device)
+    return index // second, index % second
+
+
+def pairs_within(count: int, device: torch.device) -> Pairs:
+    """Indices of the pairs of a set, each once."""
+    first, second = torch.triu_indices(count, count, 1, device=device).unbind()
+    return first, second
+
+
+def pair_geometry(x_first_ang: Tensor, x_second_ang: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """(R, P) distances, and (R, 6, P) what turning_rate needs of the pairs: first x second and second - first.
 
     Args:
-        x_turning_ang: (..., J, 3) atoms that turn.
-        offset_ang: (..., I, J, 3) from the atoms that stay to those that turn.
-        distance_ang: (..., I, J).
-        origin_ang, axis: (..., 3) a point of the axis, its direction.
+        x_first_ang, x_second_ang: (R, I, 3) and (R, J, 3).
+        pairs: of them.
+    """
+    x, y = (x.transpose(1, 2).index_select(2, index) for x, index in zip((x_first_ang, x_second_ang), pairs, strict=True))  # (R, 3, P)
+    offset = y - x
+    across = x.roll(-1, 1) * y.roll(-2, 1) - x.roll(-2, 1) * y.roll(-1, 1)
+    return offset.square().sum(1).clamp(min=1e-12).sqrt(), torch.cat([across, offset], 1)
+
+
+def turning_rate(distance_ang: Tensor, plane: Tensor, origin_ang: Tensor, axis: Tensor) -> Tensor:
+    """dd/dangle of pairs when their second atom turns about an axis; the negative where the first one does.
+
+    With the second atom at y, turning about a through o, and the first at x: a x (y - o) . (y - x) / d = a . ((x - o) x (y - o)) / d.
+
+    Args:
+        distance_ang: (R, P).
+        plane: (R, 6, P) of pair_geometry.
+        origin_ang, axis: (R, T, 3) a point of each axis, its direction.
 
     Returns:
-        (..., I, J) angstrom per radian.
+        (R, T, P) angstrom per radian.
     """
-    velocity = cross(axis[..., None, :].expand_as(x_turning_ang), x_turning_ang - origin_ang[..., None, :])
-    return torch.einsum("...jd,...ijd->...ij", velocity, offset_ang) / distance_ang.clamp(min=1e-3)
+    moment = torch.linalg.cross(origin_ang, axis)
+    return torch.cat([axis, moment], -1) @ plane / distance_ang[:, None].clamp(min=1e-3)

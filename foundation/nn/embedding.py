@@ -42,8 +42,10 @@ class RadialBasis(nn.Module):
         super().__init__()
         self.num, self.reach_ang, self.nearest_ang = num, reach_ang, nearest_ang
 
-    def forward(self, distance_ang: Tensor) -> Tensor:
-        centre = torch.linspace(self.nearest_ang, self.reach_ang, self.num, device=distance_ang.device)
+    def forward(self, distance_ang: Tensor, dim: int = -1) -> Tensor:
+        """dim: where the Gaussians stand in the result, -1 or -2."""
         sharpness = self.num / (self.reach_ang - self.nearest_ang)
-        exponent = ((distance_ang.float()[..., None] - centre) * sharpness).square()
-        return torch.exp(-exponent.clamp(max=LARGEST_EXPONENT))
+        centre = torch.linspace(self.nearest_ang * sharpness, self.reach_ang * sharpness, self.num, device=distance_ang.device)
+        scaled = distance_ang.float() * sharpness
+        away = scaled.unsqueeze(dim) - (centre if dim == -1 else centre[:, None])
+        return away.square().clamp_(max=LARGEST_EXPONENT).neg_().exp_()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from foundation.batch import Batch, to_dense
 from foundation.geometry.torsions import rotate_torsions
-from foundation.nn.contacts import LEFT_OUT, Contacts
+from foundation.nn.contacts import LEFT_OUT, Contacts, every_pair, pairs_within
 from foundation.objectives.polyconfm.view import UnitView
 from tests.polyconfm.chains import batch_of, model_of
 
@@ -22,9 +23,9 @@ def batch() -> Batch:
 class _Recorder(Contacts):
     """Keeps what it is called with."""
 
-    def forward(self, distance_ang, kind, staying, turning, moved, rate_ang):  # type: ignore[no-untyped-def]
+    def forward(self, pairs, distance_ang, kind, first, second, moved, rate_ang):  # type: ignore[no-untyped-def]
         self.seen = distance_ang, kind, moved.expand_as(rate_ang), rate_ang
-        return super().forward(distance_ang, kind, staying, turning, moved, rate_ang)
+        return super().forward(pairs, distance_ang, kind, first, second, moved, rate_ang)
 
 
 def compare(minus: tuple, at: tuple, plus: tuple, bond: int, rows: torch.Tensor) -> int:
@@ -34,7 +35,7 @@ def compare(minus: tuple, at: tuple, plus: tuple, bond: int, rows: torch.Tensor)
     moved, rate = at[2][:, bond][rows], at[3][:, bond][rows]
     close = {"atol": 5e-3, "rtol": 5e-3}
     torch.testing.assert_close(rate[counts & moved], slope[counts & moved], **close)
-    still = counts & ~moved & ~moved.transpose(1, 2)  # inside a unit a pair is listed twice and counted once
+    still = counts & ~moved
     torch.testing.assert_close(slope[still], torch.zeros_like(slope[still]), **close)
     return int((counts & moved).sum())
 
@@ -80,13 +81,36 @@ def test_rates_across_junctions_are_derivatives(batch: Batch) -> None:
 
 
 def test_a_contact_pushes_the_two_sides_apart_in_opposite_senses() -> None:
-    contacts = Contacts(1)
-    distance = torch.tensor([[[3.0]]])
-    one, kind, moved = torch.ones(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    there = contacts(distance, kind, one, one, moved, torch.full((1, 1, 1, 1), 0.4))
-    back = contacts(distance, kind, one, one, moved, torch.full((1, 1, 1, 1), -0.4))
+    contacts, pair = Contacts(1), every_pair(1, 1, torch.device("cpu"))
+    distance, one, kind = torch.tensor([[3.0]]), torch.ones(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    moved, rate = torch.ones(1, 1, 1, dtype=torch.bool), torch.full((1, 1, 1), 0.4)
+    there, back = contacts(pair, distance, kind, one, one, moved, rate), contacts(pair, distance, kind, one, one, moved, -rate)
     torch.testing.assert_close(there.odd, -back.odd)
     torch.testing.assert_close(there.even, back.even)
     assert there.odd.abs().max() > 0.01
-    nothing = contacts(distance, kind - 1, one, one, moved, torch.full((1, 1, 1, 1), 0.4))
+    nothing = contacts(pair, distance, kind - 1, one, one, moved, rate)
     assert nothing.even.abs().max() == nothing.odd.abs().max() == 0
+
+
+@pytest.mark.parametrize("turns", [1, 3, 11])
+def test_features_are_the_sums_over_pairs_whatever_their_number(turns: int) -> None:
+    """Brute force in float64, on both sides of the choice of what is multiplied first."""
+    torch.manual_seed(turns)
+    contacts = Contacts(7).double()
+    first, second = torch.randn(3, 4, 7, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)
+    distance, kind = 1.5 + 5 * torch.rand(3, 4, 5, dtype=torch.float64), torch.randint(-1, 3, (3, 4, 5))
+    moved, rate = torch.rand(3, turns, 4, 5) < 0.5, torch.randn(3, turns, 4, 5, dtype=torch.float64)
+    nn.init.normal_(contacts.kind.weight)
+    pairs = every_pair(4, 5, torch.device("cpu"))
+    flat = distance.flatten(1), kind.flatten(1)
+    made = contacts(pairs, *flat, first, second, moved.flatten(2), rate.flatten(2))
+    share = contacts.atom(first)[:, :, None] * contacts.atom(second)[:, None] * contacts.kind.weight[kind.clamp(min=0)]
+    basis = contacts.radial(distance).double()
+    for got, felt in ((made.even, moved.double()), (made.odd, moved * rate)):
+        sums = torch.einsum("rtij,rijm,rijc,rij->rtmc", felt, basis, share, (kind != LEFT_OUT).double())
+        torch.testing.assert_close(got, sums.asinh().flatten(2), rtol=1e-9, atol=1e-9)
+
+
+def test_pairs_within_a_set_are_listed_once() -> None:
+    first, second = pairs_within(5, torch.device("cpu"))
+    assert sorted(zip(first.tolist(), second.tolist(), strict=True)) == [(i, j) for i in range(5) for j in range(i + 1, 5)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foundation.batch import Condition
 from foundation.encoders.sequence import VOCABULARY
+from foundation.nn.contacts import NUM_KINDS
 from foundation.nn.parity import Width
 from foundation.objectives.polyconfm.auxiliary import MEANS, num_hidden
 from foundation.objectives.polyconfm.config import PolyConFMConfig
@@ -190,11 +191,12 @@ def _noise(rows: float, width: Width) -> Flops:
     return _linear(rows, NUM_FREQUENCIES, width.even, constant_input=True) + _linear(rows, width.even, width.even)
 
 
-def _contacts(rows: float, atoms: int, turns: int, width: Width, *, constant_atoms: bool) -> Flops:
+def _contacts(rows: float, atoms: int, pairs: float, turns: int, width: Width, *, constant_atoms: bool) -> Flops:
     """Sums over pairs, and how fast their distances change (which needs no gradient)."""
     shares = _linear(rows * atoms, width.even, NUM_CONTACT_CHANNELS, constant_input=constant_atoms) * 2
-    sums = 2.0 * rows * NUM_CONTACT_RADIAL * atoms**2 * turns * 2 * NUM_CONTACT_CHANNELS
-    return shares + Flops(sums + 2.0 * rows * turns * atoms**2 * 3, sums)
+    kinds = _linear(rows * pairs, NUM_KINDS, NUM_CONTACT_CHANNELS, constant_input=True)
+    sums = 2.0 * rows * NUM_CONTACT_RADIAL * pairs * turns * 2 * NUM_CONTACT_CHANNELS
+    return shares + kinds + Flops(sums + 2.0 * rows * turns * pairs * 6, sums)
 
 
 def _local_head(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
@@ -202,7 +204,7 @@ def _local_head(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
     source = Width(4 * width.even + extra, 4 * width.odd + extra)
     given = _noise(s.masked, width) + _graded(s.masked, width, width)
     blocks = _blocks(s.masked, s.atoms, width, config.local_layers, width, learned_bias=True)
-    contacts = _contacts(s.masked, s.atoms, s.torsions, width, constant_atoms=False)
+    contacts = _contacts(s.masked, s.atoms, s.atoms * (s.atoms - 1) / 2, s.torsions, width, constant_atoms=False)
     readout = _odd_readout(s.masked * s.torsions, source, width)
     return _geometry(width, s.masked, s.atoms, config.num_heads) + given + blocks + contacts + readout
 
@@ -210,9 +212,9 @@ def _local_head(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
 def _orientation_head(config: PolyConFMConfig, width: Width, s: Sizes) -> Flops:
     extra = config.num_harmonics + 2 * NUM_CONTACT_RADIAL * NUM_CONTACT_CHANNELS
     sides = Width(2 * width.even + extra, 2 * width.odd + extra)
-    contacts = sum(
-        (_contacts(s.units, s.atoms, turns, width, constant_atoms=config.orientation_stop_gradient) for turns in (1, 2)), Flops()
-    )
+    constant = config.orientation_stop_gradient
+    contacts = _contacts(s.units, s.atoms, s.atoms**2, 1, width, constant_atoms=constant)
+    contacts += _contacts(s.units, s.atoms, s.atoms**2, 2, width, constant_atoms=constant)
     blocks = _blocks(s.chains, s.longest, width, config.orientation_layers, Width(width.even, 0))
     readout = _odd_readout(s.units, Width(width.even + sides.even, width.odd + sides.odd), width)
     return contacts + _graded_mlp(s.units, sides, width, 2) + _noise(s.chains, width) + blocks + readout

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from foundation.encoders.unit import FAR, THREE_BONDS, UnitGeometry
 from foundation.geometry import torus
 from foundation.geometry.torsions import rotate_torsions, torsion_angles
-from foundation.geometry.vectors import safe_norm, take_slots, unit_vector
-from foundation.nn.contacts import LEFT_OUT, Contacts, turning_rate
+from foundation.geometry.vectors import take_slots, unit_vector
+from foundation.nn.contacts import LEFT_OUT, Contacts, pair_geometry, pairs_within, turning_rate
 from foundation.nn.embedding import FourierFeatures, harmonics
 from foundation.nn.parity import Block, Graded, GradedLinear, GradedNorm, OddReadout, Width, cat
 from foundation.objectives.polyconfm.config import PolyConFMConfig
@@ -65,14 +65,16 @@ class TorsionalHead(nn.Module):
 
     def contacts_of(self, x_ang: Tensor, view: UnitView) -> Graded:
         """(M, T, .) contacts between the atoms that a torsion turns and those that it does not."""
-        offset = x_ang[:, None] - x_ang[:, :, None]  # (M, I, J, 3)
-        distance = safe_norm(offset)
-        kind = torch.full_like(view.classes, LEFT_OUT).masked_fill(view.classes == THREE_BONDS, 0).masked_fill(view.classes == FAR, 1)
-        kind = kind.masked_fill(~(view.mask[:, None] & view.mask[:, :, None]), LEFT_OUT)
-        moved = view.torsion_moved[:, :, None] & ~view.torsion_moved[..., None] & view.torsion_mask[..., None, None]  # (M, T, I, J)
+        pairs = pairs_within(x_ang.shape[1], x_ang.device)
+        distance, plane = pair_geometry(x_ang, x_ang, pairs)
+        classes = view.classes[:, *pairs]
+        kind = torch.full_like(classes, LEFT_OUT).masked_fill(classes == THREE_BONDS, 0).masked_fill(classes == FAR, 1)
+        kind = kind.masked_fill(~(view.mask[:, pairs[0]] & view.mask[:, pairs[1]]), LEFT_OUT)
         b, c = take_slots(x_ang, view.torsion_slot[..., 1:3].flatten(1)).unflatten(1, (-1, 2)).unbind(2)
-        rate = turning_rate(x_ang[:, None].expand(-1, b.shape[1], -1, -1), offset[:, None], distance[:, None], c, unit_vector(c - b))
-        return self.contacts(distance, kind, view.atoms, view.atoms, moved, rate)
+        turns = view.torsion_moved & view.torsion_mask[..., None]
+        first, second = turns[..., pairs[0]], turns[..., pairs[1]]  # (M, T, P) each
+        rate = turning_rate(distance, plane, c, unit_vector(c - b))
+        return self.contacts(pairs, distance, kind, view.atoms, view.atoms, first ^ second, torch.where(first, -rate, rate))
 
     def loss(self, x_ang: Tensor, view: UnitView, z: Graded, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Denoising score matching, 1 for a zero predictor.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.geometry import torus
 from foundation.geometry.assembly import NBR0, NBR1, assemble_links
-from foundation.geometry.vectors import safe_norm, take_slots, unit_vector
-from foundation.nn.contacts import LEFT_OUT, Contacts, turning_rate
+from foundation.geometry.vectors import take_slots, unit_vector
+from foundation.nn.contacts import LEFT_OUT, Contacts, every_pair, pair_geometry, turning_rate
 from foundation.nn.embedding import FourierFeatures, harmonics
 from foundation.nn.parity import Block, Graded, GradedMLP, GradedNorm, OddReadout, Width, cat, key_bias
 from foundation.objectives.polyconfm.config import PolyConFMConfig
@@ -90,16 +90,15 @@ class LinkTorsionHead(nn.Module):
         across = bonds_across(condition, graphs.classes)[chain]
         close = torch.full_like(across, LEFT_OUT).masked_fill(across == 3, 0).masked_fill(across > 3, 1)
 
+        grid = every_pair(condition.max_atoms, condition.max_atoms, chain.device)
+
         def pairs(other: Tensor, turns: Tensor, kind: Tensor, contacts: Contacts, mask: Tensor) -> Graded:
             """Contacts of unit u with unit other[u], turned by the junctions turns[u] (U, T)."""
             here, there = (world - hinge[:, None]).float(), (world[other] - hinge[:, None]).float()
-            offset = there[:, None] - here[:, :, None]
-            distance = safe_norm(offset)
+            distance, plane = pair_geometry(here, there, grid)
             at = (origin[turns] - hinge[:, None]).float()
-            many = there[:, None].expand(-1, turns.shape[1], -1, -1)
-            rate = turning_rate(many, offset[:, None], distance[:, None], at, axis[turns])
-            moved = mask[:, None, None, None].expand_as(rate)
-            return contacts(distance, kind, atoms, atoms[other], moved, rate)
+            rate = turning_rate(distance, plane, at, axis[turns])
+            return contacts(grid, distance, kind.flatten(1), atoms, atoms[other], mask[:, None, None], rate)
 
         near = pairs(after, index[:, None], close, self.near, joined)[:, 0]
         apart = torch.where(across > 0, 2, LEFT_OUT)  # own atoms on both sides
