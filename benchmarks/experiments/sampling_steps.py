@@ -164,9 +164,7 @@ def enough(rows: list[dict[str, Any]]) -> dict[str, Any]:
     largest = rows[-1]
     cheap = min((row for row in rows if within_noise(row)), key=lambda row: row["seconds_per_unit"])
     text = f"{cheap['ar_steps']} autoregressive x {_steps_of(cheap)} diffusion steps are within noise of "
-    text += (
-        f"{largest['ar_steps']} x {_steps_of(largest)} at {cheap['seconds_per_unit'] / largest['seconds_per_unit']:.0%} of the time"
-    )
+    text += f"{largest['ar_steps']} x {_steps_of(largest)} at {cheap['seconds_per_unit'] / largest['seconds_per_unit']:.0%} of the time"
     tenth = all(10 * cheap[name] <= largest[name] for name in ("local_steps", "orientation_steps"))
     return verdict(tenth, f"a tenth of the diffusion steps is enough: {text}")
 

@@ -229,7 +229,7 @@ class Engine:
         flat = self._flat_groups() if not self.is_plain else [p for p in self.parameters.values() if p.requires_grad]
         base = self.optimizer if self.is_plain else self.optimizer.optimizer
         for tensor in flat:
-            base.state[tensor] = {"step": torch.tensor(0.0), **{key: torch.zeros_like(tensor) for key in MOMENTS}}
+            base.state[tensor] = {"step": torch.zeros((), device=tensor.device), **{key: torch.zeros_like(tensor) for key in MOMENTS}}
         if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.optimizer._lazy_init_hp_params_optimizer_state()
 

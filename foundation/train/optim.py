@@ -18,7 +18,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
         {"params": [p for p in trained if id(p) in matrices], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -57,6 +57,43 @@ def test_chains_come_in_order_with_the_handedness_asked_for_and_repeat_by_seed()
     assert first[0].x_unit_ang.shape == (6, requests[0].topology.num_atoms, 3)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_batches_made_at_once_are_those_made_one_after_the_other(threads: int) -> None:
+    """Same chains, same order, same counts; threads of torch as before, also when the chains are not all taken."""
+    requests = [request_of("*CC(*)c1ccccc1", 6), request_of("*C*", 7), request_of("*CCO*", 3)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = list(generate_chains(LibraryObjective(fail=(1,)), requests, 4, 0, 60, CPU))
+        torch.set_num_threads(threads)
+        many = list(generate_chains(LibraryObjective(fail=(1,)), requests, 4, 0, 60, CPU))
+        assert [(c.request, c.conformation, c.reason, c.network_calls) for c in many] == [
+            (c.request, c.conformation, c.reason, c.network_calls) for c in one
+        ]
+        assert all(np.array_equal(a.x_ang, b.x_ang) for a, b in zip(one, many, strict=True) if a.x_ang is not None)
+        assert torch.get_num_threads() == threads
+        some = generate_chains(LibraryObjective(), requests, 4, 0, 60, CPU)
+        next(some)
+        some.close()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_batch_made_beside_others_is_raised() -> None:
+    class Broken(LibraryObjective):
+        def sample(self, condition, num, rng):
+            raise RuntimeError("no such layer")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError, match="no such layer"):
+            list(generate_chains(Broken(), [request_of("*C*", 4)], 4, 0, 4, CPU))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_failed_or_broken_chain_is_a_value_with_its_reason() -> None:
     chains = list(generate_chains(LibraryObjective(fail=(1,), nan=(2,)), [request_of("*C*", 4)], 4, 0, 10_000, CPU))
     assert [c.reason for c in chains] == [None, "gave up", "coordinates are not finite", None]
