@@ -26,19 +26,19 @@ import typer
 from torch import Tensor
 
 from benchmarks.memory import saved_bytes
-from benchmarks.setting import commit, processor, replace_section
+from benchmarks.setting import commit, finish, model_of, processor, replace_section
+from benchmarks.straightforward import against_straightforward
+from data_shards.chem.repeat_unit import build_unit
+from data_shards.conformers.grow import grow_chain
 from data_shards.mixture import Mixture, open_mixture
-from foundation.batch import Batch, to_dense
-from foundation.config import TrainConfig
+from data_shards.schema import PolymerSample
+from foundation.batch import Batch
 from foundation.data.collate import build_batch
 from foundation.data.loader import Reader, Reading, order_of
 from foundation.data.order import MicroBatch
-from foundation.objectives import build_objective
-from foundation.objectives.base import LossOut
 from foundation.objectives.polyconfm import model as model_file
 from foundation.objectives.polyconfm.arithmetic import Flops, Sizes, step_flops
 from foundation.objectives.polyconfm.model import PolyConFM
-from foundation.objectives.polyconfm.view import UnitView
 from foundation.recipes import get_recipe
 from foundation.train.optim import build_optimizer
 from foundation.train.rng import generator
@@ -60,6 +60,10 @@ def main(
     budget: int = typer.Option(2048, help="atoms of a micro-batch"),
     batches: int = typer.Option(6, help="micro-batches that are timed, the same for all recipes"),
     threads: int = typer.Option(1, help="threads of torch"),
+    large: str = typer.Option("polyconfm_base", help="recipe of whole steps on one large polymer"),
+    large_psmiles: str = typer.Option("*Oc1ccc(C(C)(C)c2ccc(OC(*)=O)cc2)cc1", help="that polymer"),
+    large_units: int = typer.Option(100, help="its repeat units"),
+    repeats: int = typer.Option(5, help="steps on it"),
     device: str = typer.Option("cpu", help="cpu or cuda"),
     out: Path = typer.Option(Path("runs/bench"), help="folder of objectives.json and throughput.md"),
 ) -> None:
@@ -77,6 +81,7 @@ def main(
         "matrix_gflops_per_sec": rate / 1e9,
         "padding": padding(opened, budget),
         "recipes": {recipe: measure(recipe, read, rate) for recipe in recipes},
+        "large": one_polymer(large, large_psmiles, large_units, repeats, rate, where),
         "straightforward": {recipe: against_straightforward(recipe, opened, plan, read, where) for recipe in recipes},
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -116,19 +121,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
         began = time.perf_counter()
         for _ in range(4):
             left @ right
-        _finish(device)
+        finish(device)
         best = max(best, 4 * 2 * MATRIX_SIZE**3 / (time.perf_counter() - began))
     return best
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def model_of(recipe: str, device: torch.device) -> PolyConFM:
-    torch.manual_seed(0)
-    return build_objective(get_recipe(recipe).objective).to(device)
 
 
 # ------------------------------------------------------------------------------------------------------------- parts of a step
@@ -171,13 +166,47 @@ def timed_step(model: PolyConFM, batch: Batch, seconds: Counter[str]) -> None:
     with spied_parts(model, seconds, device):
         began = time.perf_counter()
         out = model.loss(batch, generator(0, device))
-        _finish(device)
+        finish(device)
         middle = time.perf_counter()
     out.loss.backward()
-    _finish(device)
+    finish(device)
     seconds["forward"] += middle - began
     seconds["backward"] += time.perf_counter() - middle
     model.zero_grad()
+
+
+def one_polymer(recipe: str, psmiles: str, units: int, repeats: int, rate: float, device: torch.device) -> dict[str, Any]:
+    """Whole steps (loss, gradient, clipping, AdamW) on one grown chain, each with a mask of its own."""
+    unit = build_unit(psmiles)
+    chain = grow_chain(unit, units, num_conformations=1, tacticity="atactic", seed=0)
+    sample = PolymerSample("k", unit.topology, units, "atactic", 0, "grow", chain.heavy_ang, chain.hydrogen_ang, None)
+    batch = build_batch([sample], [0], [0]).to(device)
+    model, config = model_of(recipe, device), get_recipe(recipe).train
+    optimizer = build_optimizer(model, config)
+    seconds, flops = [], []
+    with spied_masks() as masks:
+        for seed in range(repeats + 1):
+            began = time.perf_counter()
+            model.loss(batch, generator(seed, device)).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            finish(device)
+            seconds.append(time.perf_counter() - began)
+            flops.append(sum(step_flops(model.config, Sizes.of(batch, masks.pop())).values(), Flops()).total)
+    seconds, flops = seconds[1:], flops[1:]  # the first allocates
+    return {
+        "recipe": recipe,
+        "psmiles": psmiles,
+        "units": units,
+        "heavy_atoms_per_unit": unit.topology.num_atoms - 2,  # without its stars
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": repeats,
+        "median_seconds": statistics.median(seconds),
+        "seconds": seconds,
+        "mean_gflop": statistics.mean(flops) / 1e9,
+        "share_of_matrix_rate": sum(flops) / sum(seconds) / rate,
+    }
 
 
 @contextmanager
@@ -201,7 +230,7 @@ def _timed(work: Callable[..., Any], part: str, seconds: Counter[str], device: t
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
         made = work(*args, **kwargs)
-        _finish(device)
+        finish(device)
         seconds[part] += time.perf_counter() - began
         return made
 
@@ -223,107 +252,6 @@ def spied_masks() -> Iterator[list[Tensor]]:
         yield masks
     finally:
         model_file.draw_mask = draw
-
-
-# ------------------------------------------------------------------------------------------------------- the straightforward way
-
-
-def straightforward_loss(model: PolyConFM, batch: Batch, rng: torch.Generator) -> LossOut:
-    """The same loss with everything computed: masked units stay in the trunk as hidden keys, the local head runs on every unit.
-
-    With every unit masked it equals PolyConFM.loss to rounding, noise included; otherwise it draws more noise and is as good a sample.
-    """
-    config, device = model.config, batch.chain_ptr.device
-    mask = model_file.draw_mask(batch, config.full_mask_fraction, config.low_mask_fraction, rng)
-    dropped = torch.rand(batch.num_chains, generator=rng, device=device) < config.label_dropout
-    known = model.know(batch, dropped)
-    x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
-    everything = torch.ones_like(mask)
-    view = UnitView.of(batch, known.graphs, everything)
-    tokens = model.fill_tokens(known, everything, model.encode_units(x_unit, view))
-    context, memory = model.trunk.encode(tokens, known.klass, batch, ~mask, dense=True)
-    z = model.trunk.decode(context, memory, known.query, batch, ~mask)
-    total, count = model.local_head.loss(x_unit, view, z, rng)
-    zeros, chain = x_unit.new_zeros(batch.num_chains), batch.unit_chain
-    local = zeros.index_add(0, chain, total * mask) / zeros.index_add(0, chain, count * mask).clamp(min=1)
-    context, _ = model.trunk.encode(tokens, known.klass, batch, everything)
-    graphs = replace(known.graphs, atoms=known.graphs.atoms.detach())
-    orientation = model.orientation_head.loss(batch, batch.world_from_unit, x_unit, batch.link_dihedral_rad, context.detach(), graphs, rng)
-    per_chain = local + config.orientation_weight * orientation
-    return LossOut(per_chain.mean(), {}, per_chain.detach())
-
-
-def against_straightforward(
-    recipe: str, shards: Mixture, plan: list[MicroBatch], read: list[Batch], device: torch.device
-) -> dict[str, float]:
-    """Seconds a chain of both ways, one micro-batch of ours and its chains one by one in turns."""
-    model = model_of(recipe, device)
-    widest = max(entry.atoms_per_unit for entry in shards.samples("train")[0])
-    seeds = iter(range(1_000_000))
-
-    def step(loss: Callable[[Batch, torch.Generator], LossOut], batch: Batch) -> float:
-        rng = generator(next(seeds), device)
-        began = time.perf_counter()
-        loss(batch, rng).loss.backward()
-        _finish(device)
-        model.zero_grad()
-        return time.perf_counter() - began
-
-    def plainly(batch: Batch, rng: torch.Generator) -> LossOut:
-        return straightforward_loss(model, batch, rng)
-
-    ours, theirs, unpadded = [], [], []
-    for micro, batch in zip(plan, read, strict=True):
-        ours.append(step(model.loss, batch) / batch.num_chains)
-        some = list(zip(micro.samples, micro.conformations, strict=True))[:: max(1, len(micro.samples) // 4)]
-        share = batch.num_chains / len(some)
-        for index, conformation in some:
-            sample = shards.sets[micro.source].read(shards.samples("train")[micro.source][index])
-            single = build_batch([sample], [conformation], [index]).to(device)
-            unpadded.append(step(plainly, single) * share)
-            theirs.append(step(plainly, widened(single, widest)) * share)
-    chains = sum(batch.num_chains for batch in read)
-    run = get_recipe(recipe)
-    atoms = run.data.token_budget * run.train.micro_batches_per_step
-    chains_per_step = atoms * chains / sum(len(batch.x_unit_ang) for batch in read)
-    update = update_seconds(model, run.train, read[0])
-    mine = sum(sec * batch.num_chains for sec, batch in zip(ours, read, strict=True)) / chains
-    straightforward, without_padding = sum(theirs) / chains, sum(unpadded) / chains
-    return {
-        "padded_to_atoms": widest,
-        "seconds_per_chain": mine,
-        "straightforward_seconds_per_chain": straightforward,
-        "straightforward_unpadded_seconds_per_chain": without_padding,
-        "ratio": straightforward / mine,
-        "ratio_unpadded": without_padding / mine,
-        "update_seconds": update,
-        "chains_per_step": chains_per_step,
-        "ratio_with_update": (straightforward + update) / (mine + update / chains_per_step),
-        "ratio_unpadded_with_update": (without_padding + update) / (mine + update / chains_per_step),
-        "median_chains": statistics.median(batch.num_chains for batch in read),
-    }
-
-
-def update_seconds(model: PolyConFM, config: TrainConfig, batch: Batch) -> float:
-    """Median of clipping and AdamW, the same for both ways."""
-    optimizer = build_optimizer(model, config)
-    model.loss(batch, generator(0, batch.chain_ptr.device)).loss.backward()
-    taken = []
-    for _ in range(7):
-        began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        _finish(batch.chain_ptr.device)
-        taken.append(time.perf_counter() - began)
-    model.zero_grad()
-    return statistics.median(taken)
-
-
-def widened(batch: Batch, atoms: int) -> Batch:
-    """The same chains with dense views of at least so many atoms a unit."""
-    moved = batch.torsion_moved
-    more = moved.new_zeros(len(moved), max(atoms - moved.shape[1], 0))
-    return replace(batch, torsion_moved=torch.cat([moved, more], 1))
 
 
 # ------------------------------------------------------------------------------------------------------------------------ page
@@ -360,7 +288,12 @@ def section(results: dict[str, Any]) -> str:
             own = r["forward_gflop"][part] + (r["forward_gflop"]["context of the orientation head"] if part == "trunk" else 0)
             cells.append(f"{r['seconds'][part]:.3f} ({own / sum(r['forward_gflop'].values()):.0%})")
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
+    big = results["large"]
     lines += [
+        "",
+        f"Whole steps of `{big['recipe']}` ({big['parameters']:,} parameters) on one chain of {big['units']} units of `{big['psmiles']}` "
+        f"({big['heavy_atoms_per_unit']} heavy atoms each), clipping and AdamW included: median {big['median_seconds']:.2f} s of "
+        f"{big['steps']}, {big['mean_gflop']:.0f} GFLOP, {big['share_of_matrix_rate']:.0%} of the matrix rate.",
         "",
         "Against the straightforward way (one chain a step, units padded to the largest of the shards, masked units carried along as "
         "hidden keys, local head on every unit; the same loss, see tests/benchmarks/test_throughput.py), in turns on the same chains. "

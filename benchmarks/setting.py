@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
+
+from foundation.objectives import build_objective
+from foundation.objectives.polyconfm.model import PolyConFM
+from foundation.recipes import get_recipe
 from foundation.sampling import provenance
 from foundation.sampling.provenance import processor
 
@@ -31,4 +36,16 @@ def replace_section(page: Path, title: str, heading: str, text: str) -> None:
     page.write_text(new.rstrip() + "\n")
 
 
-__all__ = ["commit", "processor", "replace_section"]
+def finish(device: torch.device) -> None:
+    """Wait for what the device was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def model_of(recipe: str, device: torch.device) -> PolyConFM:
+    """The model of a recipe with random weights."""
+    torch.manual_seed(0)
+    return build_objective(get_recipe(recipe).objective).to(device)
+
+
+__all__ = ["commit", "finish", "model_of", "processor", "replace_section"]

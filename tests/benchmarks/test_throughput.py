@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import loader, objectives, sampling
+from benchmarks.straightforward import straightforward_loss, widened
 from data_shards.mixture import open_mixture
 from foundation.objectives.polyconfm import model as model_file
 from foundation.objectives.polyconfm.model import PolyConFM
@@ -41,20 +42,23 @@ def test_the_straightforward_way_is_the_same_loss(monkeypatch: pytest.MonkeyPatc
     draw = model_file.draw_mask
     monkeypatch.setattr(model_file, "draw_mask", lambda *arguments: torch.ones_like(draw(*arguments)))
     ours = model.loss(batch, rng())
-    theirs = objectives.straightforward_loss(model, batch, rng())
+    theirs = straightforward_loss(model, batch, rng())
     torch.testing.assert_close(theirs.loss_per_chain, ours.loss_per_chain, rtol=1e-4, atol=1e-5)
-    padded = objectives.straightforward_loss(model, objectives.widened(batch, batch.max_atoms + 9), rng())
+    padded = straightforward_loss(model, widened(batch, batch.max_atoms + 9), rng())
     torch.testing.assert_close(padded.loss_per_chain, ours.loss_per_chain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_benchmark_of_steps_writes_what_it_measured(corpus: str, tmp_path: Path) -> None:
     arguments = ["--shards", corpus, "--recipes", "polyconfm_tiny", "--budget", "300", "--batches", "2", "--out", str(tmp_path)]
+    arguments += ["--large", "polyconfm_tiny", "--large-units", "3", "--repeats", "2"]
     run(objectives.main, *arguments)
     found = json.loads((tmp_path / "objectives.json").read_text())
     tiny = found["recipes"]["polyconfm_tiny"]
     assert tiny["gflop"] > sum(tiny["forward_gflop"].values()) > 0
     assert sum(tiny["seconds"][part] for part in set(objectives.PARTS.values())) < 1.02 * tiny["seconds"]["forward"]
     assert 0.5 < found["padding"]["size buckets"] <= 1
+    assert found["large"]["heavy_atoms_per_unit"] == 19
+    assert len(found["large"]["seconds"]) == 2
     assert tiny["chains"] == sum(len(m.samples) for m in objectives.planned(open_mixture(corpus), 300, 2))
     page = (tmp_path / "throughput.md").read_text()
     assert "## Training steps" in page
