@@ -80,6 +80,9 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "make install": NotHere("downloads; .ci/run does it before every change"),
     "make install TORCH_INDEX=https://download.pytorch.org/whl/cpu": NotHere("downloads"),
     "source .venv/bin/activate": NotHere("the tests have their interpreter"),
+    "python -m foundation.generate --checkpoint small --psmiles '*CC(*)c1ccccc1' --num-units 100 --num 10 --out polystyrene.sdf": Run(
+        "--num-units 3 --num 1"
+    ),
     "python -m data_shards.build --source textbook --num-units 20 --conformers 4 --out shards/textbook": Run(f"{TINY_BUILD} --limit 40"),
     "python -m data_shards.show shards/textbook": Run(),
     "python -m data_shards.verify shards/textbook": Run(),
@@ -93,7 +96,7 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/textbook --out runs/first train.num_steps=1000": Run(
         f"{SMALL_MODEL} train.num_steps=2"
     ),
-    "python -m foundation.generate --checkpoint runs/first --psmiles '*CC(*)c1ccccc1' --num-units 100 --num 10 --out polystyrene.sdf": Run(
+    "python -m foundation.generate --checkpoint runs/first --psmiles '*CC(*)c1ccccc1' --num-units 100 --num 10 --out first.sdf": Run(
         "--num-units 3 --num 1"
     ),
     "python -m foundation.evaluate --checkpoint runs/first --shards shards/textbook --split test --out runs/first/eval": Run(
