@@ -11,14 +11,15 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import loader, objectives, sampling
+from benchmarks import loader, objectives, sampling, scaling
 from benchmarks.straightforward import straightforward_loss, widened
 from data_shards.mixture import open_mixture
+from foundation.errors import InputError
 from foundation.objectives.polyconfm import model as model_file
 from foundation.objectives.polyconfm.model import PolyConFM
 from foundation.sampling.request import read_request
 from tests.polyconfm.chains import batch_of, model_of, rng
-from tests.train.conftest import build_shards
+from tests.train.conftest import SMALL, build_shards
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,20 @@ def test_the_benchmark_of_sampling_times_outermost_parts_and_leaves_the_model_as
     assert sum(made["parts"].values()) == pytest.approx(made["seconds"])
     assert made["parts"]["units"] > 0
     assert made["parts"]["links"] > 0
+
+
+def test_the_benchmark_of_ranks_runs_the_real_command(corpus: str, tmp_path: Path) -> None:
+    changes = [word for field in SMALL if not field.startswith("train.num_steps") for word in ("--change", field)]
+    arguments = ["--shards", corpus, "--recipe", "polyconfm_tiny", "--cases", "1:0", "--cases", "2:2", "--rounds", "1", "--steps", "3"]
+    run(scaling.main, *arguments, *changes, "--budget", "150", "--micro-batches", "2", "--out", str(tmp_path))
+    one, two = json.loads((tmp_path / "scaling.json").read_text())["polyconfm_tiny"]["cases"]
+    assert (one["ranks"], one["zero_stage"], two["ranks"], two["zero_stage"]) == (1, 0, 2, 2)
+    assert one["first_loss"] == pytest.approx(two["first_loss"], rel=1e-5), "the same step, shared by two"
+    assert min(one["step_sec"], two["step_sec"], one["host_peak_mib"]) > 0
+    assert "| `polyconfm_tiny` | 2 | 2 |" in (tmp_path / "throughput.md").read_text()
+
+
+@pytest.mark.parametrize("case", ["2", "0:1", "2:4", "two:1", ""])
+def test_a_case_that_is_none_is_refused(case: str) -> None:
+    with pytest.raises(InputError, match="must be RANKS:ZERO_STAGE"):
+        scaling.parse_case(case)
