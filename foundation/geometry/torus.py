@@ -133,13 +133,32 @@ def reverse_ode_step(x_rad: Tensor, score: Tensor, sigma: Tensor, sigma_next: Te
     return wrap_angle(x_rad + sigma * (sigma - sigma_next) * score)
 
 
-def reverse_sde_step(
-    x_rad: Tensor, score: Tensor, sigma: Tensor, sigma_next: Tensor, rng: torch.Generator, noise_scale: float = 1.0
-) -> Tensor:
-    """One ancestral step from noise sigma to sigma_next: full drift, then the noise of the posterior (none at sigma_next = 0).
+class ReverseSDE:
+    """Steps of one trajectory down the noise levels: ancestral, of second order, with one evaluation of the score each.
 
-    Source: Song et al., Score-based generative modeling, arXiv 2011.13456, appendix F (ancestral sampling for VE). Differs: on the circle.
+    The denoised mean at a level is extrapolated, in log sigma, from there and from the level before; then the full drift towards it and the
+    noise of the posterior (none at sigma_next = 0). The first step and the last one do not extrapolate.
+
+    Source: Lu et al., DPM-Solver++, arXiv 2211.01095, SDE-DPM-Solver++(2M), for the variance-exploding process; without extrapolation it is
+    the ancestral step of Song et al., arXiv 2011.13456, appendix F. Differs: on the circle, in turns, so that nothing jumps at the seam.
     """
-    variance = sigma.square() - sigma_next.square()
-    noise = torch.randn(x_rad.shape, generator=rng, device=rng.device, dtype=x_rad.dtype).to(x_rad.device)
-    return wrap_angle(x_rad + variance * score + noise_scale * sigma_next / sigma * variance.sqrt() * noise)
+
+    def __init__(self) -> None:
+        self._before: tuple[Tensor, Tensor] | None = None  # denoised mean of the level before, seen from here; log ratio of levels
+
+    def turn(self, score: Tensor, sigma: Tensor, sigma_next: Tensor, rng: torch.Generator) -> Tensor:
+        """Turn of every angle in rad.
+
+        Args:
+            score: (...,) at the angles that all turns so far have led to.
+            sigma, sigma_next: () noise levels, falling from call to call.
+        """
+        mean, ratio = sigma.square() * score, sigma_next / sigma  # the denoised mean, seen from the angle
+        step, share = -ratio.clamp(min=1e-12).log(), 1 - ratio.square()
+        ahead = mean
+        if self._before is not None:
+            ahead = mean + (mean - self._before[0]) * (step / (2 * self._before[1])) * (ratio > 0)
+        noise = torch.randn(score.shape, generator=rng, device=rng.device, dtype=score.dtype).to(score.device)
+        turn = share * ahead + sigma_next * share.sqrt() * noise
+        self._before = mean - turn, step
+        return turn

@@ -106,7 +106,7 @@ class TorsionalHead(nn.Module):
         turn = torus.uniform(view.torsion_mask.shape, rng, seed_x_ang.device)
         x = view.reframe(rotate_torsions(seed_x_ang, view.torsion_slot, view.torsion_moved, view.torsion_mask, turn))
         grid = torus.sigma_at(torch.linspace(1, 0, self.num_steps, device=x.device), self.sigma_min, self.sigma_max)
-        grid = torch.cat([grid, grid.new_zeros(1)])
+        grid, solver = torch.cat([grid, grid.new_zeros(1)]), torus.ReverseSDE()
         for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
             level = sigma.expand(len(x))
             score = self(x, level, view, z)
@@ -114,6 +114,6 @@ class TorsionalHead(nn.Module):
                 free = self(x, level, view, null)
                 score = free + guidance * (score - free)
             score = score * torus.score_norm_sq(sigma).sqrt()
-            turn = torus.reverse_sde_step(torch.zeros_like(score), score, sigma, sigma_next, rng)
+            turn = solver.turn(score, sigma, sigma_next, rng)
             x = view.reframe(rotate_torsions(x, view.torsion_slot, view.torsion_moved, view.torsion_mask, turn))
         return x

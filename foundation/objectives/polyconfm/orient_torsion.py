@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from foundation.batch import Condition, dense_mask, ragged_coordinates
 from foundation.geometry import torus
 from foundation.geometry.assembly import NBR0, NBR1, assemble_links
+from foundation.geometry.torsions import wrap_angle
 from foundation.geometry.vectors import take_slots, unit_vector
 from foundation.nn.contacts import LEFT_OUT, Contacts, every_pair, pair_geometry, turning_rate
 from foundation.nn.embedding import FourierFeatures, harmonics
@@ -126,12 +127,12 @@ class LinkTorsionHead(nn.Module):
         return total / (batch.num_units - 1).clamp(min=1)
 
     def sample(self, condition: Condition, x_unit_ang: Tensor, context: Graded, graphs: GraphView, rng: torch.Generator) -> Tensor:
-        """(U,) link dihedrals from uniform angles, ancestral steps on a geometric grid of noise levels."""
+        """(U,) link dihedrals from uniform angles, down a geometric grid of noise levels."""
         phi = torus.uniform(condition.has_next.shape, rng, context.even.device)
         grid = torus.sigma_at(torch.linspace(1, 0, self.num_steps, device=phi.device), self.sigma_min, self.sigma_max)
-        grid = torch.cat([grid, grid.new_zeros(1)])
+        grid, solver = torch.cat([grid, grid.new_zeros(1)]), torus.ReverseSDE()
         for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
             made = self(phi, sigma.expand(condition.num_chains), x_unit_ang, context, condition, graphs)
             score = made * torus.score_norm_sq(sigma).sqrt()
-            phi = torus.reverse_sde_step(phi, score, sigma, sigma_next, rng)
+            phi = wrap_angle(phi + solver.turn(score, sigma, sigma_next, rng))
         return torch.where(condition.has_next, phi, 0.0)
