@@ -151,6 +151,10 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
         "tests/evaluation/test_probes.py::test_the_command_writes_json_and_one_table"
     ),
     # docs/experiments.md
+    "python -m benchmarks.experiments.auxiliary_losses --checkpoint runs/corpus --shards shards/corpus"
+    " --out runs/experiments/auxiliary_losses --table tg.csv": Elsewhere(
+        "tests/benchmarks/test_experiments.py::test_auxiliary_losses_are_trained_and_probed"
+    ),
     "python -m benchmarks.experiments": Run(),
     **{
         f"python -m benchmarks.experiments.{name} --checkpoint runs/corpus --shards shards/corpus --out runs/experiments/{name}": Elsewhere(

@@ -13,6 +13,7 @@ NAMES = (
     "head_ablation",
     "property_input",
     "sampling_steps",
+    "auxiliary_losses",
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.experiments import experiment, guidance, length_scaling, masking_ratio, sampling_steps
+from benchmarks.experiments import auxiliary_losses, experiment, guidance, length_scaling, masking_ratio, sampling_steps
 from benchmarks.experiments.__main__ import NAMES, main
 from benchmarks.experiments.measure import difference, entropy_bits, exponent, holds_zero, largest_deviation, spread_ang
 from data_shards import pipeline
@@ -144,6 +144,36 @@ def test_sources_of_3d_are_compared_on_the_same_polymers(shards: str, checkpoint
     assert all(row["attempted"] == 8 for row in result["sources"].values())
 
 
+@pytest.fixture
+def table(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A property of the five polymers, enough for a regression that nobody believes."""
+    monkeypatch.setattr("foundation.evaluation.probes.FEWEST", 5)
+    path = tmp_path_factory.mktemp("property") / "softness.csv"
+    path.write_text("psmiles,value\n" + "".join(f"{psmiles},{k * k}\n" for k, psmiles in enumerate([*TEST, VAL, *TRAIN])))
+    return str(path)
+
+
+def test_auxiliary_losses_are_trained_and_probed(shards: str, checkpoint: str, table: str, tmp_path: Path) -> None:
+    result = result_of("auxiliary_losses", shards, checkpoint, tmp_path / "o", "--table", table)
+    cases = ["none", "token 0.1", "agreement 0.1", "statistics 0.1", "all 0.1"]
+    assert [row["case"] for row in result["rows"]] == cases
+    assert list(result["properties"]["softness"]["r2"]) == ["before training", *cases]
+    changes = result["properties"]["softness"]["squared_error_change_of_variance"]
+    assert changes["before training"]["value"] == 0
+    assert len({change["value"] for change in changes.values()}) >= 5, "agreement is nothing where a micro-batch has one polymer"
+    assert all(row["values"]["unit_torsion_jsd_bits"]["value"] > 0 for row in result["rows"])
+
+
+def test_auxiliary_losses_pay_where_probes_read_more_than_without() -> None:
+    def said(none: float, one: float, before: float) -> bool:
+        properties = {"tg": {"r2": {"none": none, "token 1": one, "before training": before}}}
+        return bool(auxiliary_losses.pays([{"case": "none"}, {"case": "token 1"}], properties)["holds"])
+
+    assert said(0.3, 0.6, 0.5)
+    assert not said(0.3, 0.4, 0.5)
+    assert not said(0.7, 0.6, 0.5)
+
+
 @pytest.mark.parametrize("name", ["masking_ratio", "head_ablation"])
 def test_models_are_trained_and_compared(name: str, shards: str, checkpoint: str, tmp_path: Path) -> None:
     result = result_of(name, shards, checkpoint, tmp_path / "o")
@@ -167,11 +197,13 @@ def test_every_experiment_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_dry_run_writes_nothing(name: str, shards: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(
+    name: str, shards: str, checkpoint: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = import_module(f"benchmarks.experiments.{name}")
     given = ("--checkpoint", checkpoint, "--shards", shards, "--out", str(tmp_path / "o"), "--dry-run")
-    few = ("--limit", "8") if name == "property_input" else ()  # every row is canonicalised
-    assert run_command(module.app, *given, *few) == 0
+    more = {"property_input": ("--limit", "8"), "auxiliary_losses": ("--table", table)}  # every row is canonicalised
+    assert run_command(module.app, *given, *more.get(name, ())) == 0
     assert "dry run: nothing was written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -194,6 +226,7 @@ def test_dry_run_writes_nothing(name: str, shards: str, checkpoint: str, tmp_pat
         ("unit_reconstruction", ["--head", "x"], "head 'x' must be torsional or cartesian; change --head"),
         ("unit_reconstruction", ["--polymer", "9"], "has 2 polymers of two units or more, not 10; change --polymer"),
         ("property_input", ["--column", "x", "--limit", "8"], "has no column 'x'"),
+        ("auxiliary_losses", ["--table", "x.csv", "--weights", "0"], "weights 0 must be above 0"),
         ("property_input", ["--folds", "1"], "folds 1 must be >= 2; change --folds"),
     ],
 )
