@@ -8,7 +8,6 @@ writes sampling.json and a section of throughput.md. What fewer steps do to qual
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from benchmarks.setting import commit, processor, replace_section
 from foundation.errors import InputError
 from foundation.objectives.polyconfm import model as model_file
 from foundation.objectives.polyconfm.model import PolyConFM
-from foundation.sampling.request import ChainRequest, plan_batches, read_request
+from foundation.sampling.request import ChainRequest, read_request
 from foundation.sampling.run import BATCH_ATOMS, choose_device, generate_chains
 from foundation.train.checkpoint import load_model
 
@@ -90,36 +89,33 @@ def stepped(model: PolyConFM, changed: dict[str, int]) -> Iterator[None]:
 
 
 def generate(model: PolyConFM, request: ChainRequest, num: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of wall clock, and by part those of all threads together (the rest is what else they did, or waited); chains that failed."""
+    """Seconds of wall clock, of all chains, and by part; chains that failed."""
     seconds: Counter[str] = Counter()
     with spied(model, seconds):
         began = time.perf_counter()
         made = list(generate_chains(model, [request], num, 0, BATCH_ATOMS[device.type], device))
         total = time.perf_counter() - began
-    batches = sum(1 for _ in plan_batches([request], num, BATCH_ATOMS[device.type]))
-    at_once = min(torch.get_num_threads(), batches) if device.type == "cpu" else 1
     return {
-        "batches_at_once": at_once,
         "chains": num,
         "failed": sum(chain.reason is not None for chain in made),
         "seconds": total,
         "seconds_per_chain": total / num,
         "chains_per_sec": num / total,
         "ms_per_unit": 1e3 * total / num / request.num_units,
-        "parts": {part: seconds[part] for part in (*PARTS.values(), "untangling")} | {"rest": at_once * total - sum(seconds.values())},
+        "parts": {part: seconds[part] for part in (*PARTS.values(), "untangling")} | {"rest": total - sum(seconds.values())},
     }
 
 
 @contextmanager
 def spied(model: PolyConFM, seconds: Counter[str]) -> Iterator[None]:
     """Times of the outermost of the parts, while the context lasts."""
-    inside = threading.local()
+    inside: list[str] = []
 
     def timed(work: Any, part: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if getattr(inside, "a_part", False):
+            if inside:
                 return work(*args, **kwargs)
-            inside.a_part = True
+            inside.append(part)
             began = time.perf_counter()
             try:
                 return work(*args, **kwargs)
@@ -127,7 +123,7 @@ def spied(model: PolyConFM, seconds: Counter[str]) -> Iterator[None]:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 seconds[part] += time.perf_counter() - began
-                inside.a_part = False
+                inside.pop()
 
         return call
 

@@ -24,7 +24,7 @@ def main(
     tacticity: Annotated[str, typer.Option(help="isotactic, syndiotactic or atactic, for centres the P-SMILES leaves open")] = "atactic",
     seed: Annotated[int, typer.Option(help="seed of tacticity and conformations")] = 0,
     batch_atoms: Annotated[
-        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 16000 on a CPU and 20000 on a GPU")
     ] = None,
     workers: Annotated[int, typer.Option(help="processes that grow chains")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",

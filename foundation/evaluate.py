@@ -22,7 +22,7 @@ def main(
     limit: Annotated[int | None, typer.Option(help="evaluate at most this many polymers of the split")] = None,
     seed: Annotated[int, typer.Option(help="seed of the conformations, the baselines and the intervals")] = 0,
     batch_atoms: Annotated[
-        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 16000 on a CPU and 20000 on a GPU")
     ] = None,
     train_limit: Annotated[int, typer.Option(help="training polymers read for the histogram baseline")] = 1000,
     suite: Annotated[str, typer.Option(help="chains, or full: repeat units and oligomers of three against ETKDG as well")] = "chains",

@@ -30,7 +30,7 @@ def main(
         bool, typer.Option("--relax", help="write what MMFF94s makes of each conformation to a second file, NAME.relaxed.sdf")
     ] = False,
     batch_atoms: Annotated[
-        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 16000 on a CPU and 20000 on a GPU")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,
@@ -62,7 +62,7 @@ def main(
     model, _ = load_model(checkpoint)
     job = Job(requests, refused, num, seed, batch_atoms or BATCH_ATOMS[where.type], hydrogens, strict, relax, where, checkpoint)
     if dry_run:
-        show_plan(job, out)
+        show_plan(model, job, out)
         return
     report = write_chains(model.to(where), job, out, progress())
     show_report(report, out)

@@ -34,7 +34,7 @@ def main(
     random_inits: Annotated[int, typer.Option(help="random networks to compare with; their seeds are --seed and those that follow")] = 1,
     seed: Annotated[int, typer.Option(help="seed of the random networks, of folds that no column gives, and of the intervals")] = 0,
     batch_atoms: Annotated[
-        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 4000 on a CPU and 20000 on a GPU")
+        int | None, typer.Option(help="heavy atoms of all units of a batch; by default 16000 on a CPU and 20000 on a GPU")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan, write nothing")] = False,

@@ -220,9 +220,9 @@ def _provenance(model: Any, job: Job, report: Report) -> dict[str, Any]:
     }
 
 
-def show_plan(job: Job, out: Path) -> None:
+def show_plan(model: Any, job: Job, out: Path) -> None:
     """Print what would be made."""
-    batches = sum(1 for _ in plan_batches(job.requests, job.num, job.batch_atoms))
+    batches = sum(1 for _ in plan_batches(job.requests, job.num, job.batch_atoms, model.capabilities.units_at_once))
     heavy = sum(request.num_heavy_atoms for request in job.requests) * job.num
     print(f"{len(job.requests)} polymers x {job.num} conformations, {heavy} heavy atoms in {batches} batches on {job.device}")
     for refusal in job.refused:

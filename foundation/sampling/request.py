@@ -51,10 +51,9 @@ class ChainRequest:
         """H."""
         return self.num_units * (self.topology.num_atoms - 2) + 2
 
-    @property
-    def num_packed_atoms(self) -> int:
-        """Atoms of all units, stars included: what a batch is filled by."""
-        return self.num_units * self.topology.num_atoms
+    def num_packed_atoms(self, units_at_once: int | None = None) -> int:
+        """Atoms of all units, or of as many as are sampled at once, stars included: what a batch is filled by."""
+        return min(self.num_units, units_at_once or self.num_units) * self.topology.num_atoms
 
 
 @dataclass(frozen=True)
@@ -165,22 +164,25 @@ def library_shapes(psmiles: str, seed: int) -> tuple[NDArray[np.float32], NDArra
     return seed_shapes(psmiles, NUM_SHAPES, seed)
 
 
-def plan_batches(requests: Sequence[ChainRequest], num: int, batch_atoms: int) -> Iterator[list[tuple[int, int]]]:
+def plan_batches(
+    requests: Sequence[ChainRequest], num: int, batch_atoms: int, units_at_once: int | None = None
+) -> Iterator[list[tuple[int, int]]]:
     """(request, conformation) pairs in order, cut into batches.
 
     Args:
         requests: chains.
         num: conformations of each.
         batch_atoms: atoms of all units of a batch; a chain larger than this makes a batch of its own.
+        units_at_once: of the objective's capabilities.
     """
     batch: list[tuple[int, int]] = []
     filled = 0
     for index, request in enumerate(requests):
         for conformation in range(num):
-            if batch and filled + request.num_packed_atoms > batch_atoms:
+            if batch and filled + request.num_packed_atoms(units_at_once) > batch_atoms:
                 yield batch
                 batch, filled = [], 0
             batch.append((index, conformation))
-            filled += request.num_packed_atoms
+            filled += request.num_packed_atoms(units_at_once)
     if batch:
         yield batch

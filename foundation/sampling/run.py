@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +19,7 @@ from foundation.objectives.base import Objective, Samples
 from foundation.sampling.request import ChainRequest, chain_condition, plan_batches
 
 OUT_OF_MEMORY = "out of memory"
-BATCH_ATOMS = {"cpu": 4_000, "cuda": 20_000}  # a CPU gains nothing from larger batches, and progress shows batch by batch
+BATCH_ATOMS = {"cpu": 16_000, "cuda": 20_000}  # progress shows batch by batch
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,7 @@ def generate_chains(
 ) -> Iterator[GeneratedChain]:
     """Conformations in the order (request, conformation).
 
-    The same model, requests, num, seed, batch_atoms and device give the same numbers; to the last bit with as many threads of torch. On a
-    CPU as many batches are made at once as torch has threads, each by one thread: the tensors of a batch are too small to share.
+    The same model, requests, num, seed, batch_atoms and device give the same numbers to the last bit.
 
     Args:
         model: in eval mode, on the device.
@@ -80,47 +75,22 @@ def generate_chains(
         batch_atoms: atoms of all units of a batch.
         device: of the model.
     """
-    describing = threading.Lock()  # what is known of a polymer is computed once and kept
-
-    with counted_calls(model) as calls:
-
-        def made(index: int, batch: list[tuple[int, int]]) -> list[GeneratedChain]:
-            with describing:
-                conditions, reasons = _conditions(model, requests, batch)
-            usable = [entry for entry in batch if entry[0] in conditions]
-            chains = iter(_sample(model, requests, usable, conditions, (seed, index), device, calls)) if usable else iter(())
-            return [next(chains) if entry[0] in conditions else GeneratedChain(*entry, None, None, reasons[entry[0]]) for entry in batch]
-
-        batches = enumerate(plan_batches(requests, num, batch_atoms))
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
-        first = list(islice(batches, 2))
-        if threads == 1 or len(first) < 2:
-            for index, batch in (*first, *batches):
-                yield from made(index, batch)
-            return
-        with _one_thread_each(threads) as pool:
-            begun = (*first, *islice(batches, threads - 2))
-            coming: deque[Future[list[GeneratedChain]]] = deque(pool.submit(made, *entry) for entry in begun)
-            while coming:
-                chains = coming.popleft().result()
-                coming.extend(pool.submit(made, *entry) for entry in islice(batches, 1))
-                yield from chains
-
-
-@contextmanager
-def _one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads do not share their tensors with others; what has not begun when the context ends is left."""
-    pool = ThreadPoolExecutor(threads, "sampling", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    for index, batch in enumerate(plan_batches(requests, num, batch_atoms, model.capabilities.units_at_once)):
+        yield from _generate(model, requests, batch, (seed, index), device)
 
 
 def stream_of(*key: int) -> int:
     """A seed for a torch.Generator from a tuple of integers."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _generate(
+    model: Objective, requests: Sequence[ChainRequest], batch: list[tuple[int, int]], key: tuple[int, ...], device: torch.device
+) -> list[GeneratedChain]:
+    conditions, reasons = _conditions(model, requests, batch)
+    usable = [entry for entry in batch if entry[0] in conditions]
+    made = iter(_sample(model, requests, usable, conditions, key, device)) if usable else iter(())
+    return [next(made) if entry[0] in conditions else GeneratedChain(*entry, None, None, reasons[entry[0]]) for entry in batch]
 
 
 def _conditions(
@@ -144,39 +114,34 @@ def _sample(
     conditions: dict[int, Condition],
     key: tuple[int, ...],
     device: torch.device,
-    calls: Callable[[], int],
 ) -> list[GeneratedChain]:
     """One call of the model; a batch that does not fit into memory is halved. Every polymer is described once, then repeated."""
     distinct, place = np.unique([request for request, _ in batch], return_inverse=True)
     packed = collate_conditions([conditions[int(index)] for index in distinct])
     condition = select_chains(packed, torch.from_numpy(place.astype(np.int64))).to(device)
     rng = torch.Generator(device).manual_seed(stream_of(*key))
-    began, before = time.perf_counter(), calls()
+    began = time.perf_counter()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), counted_calls(model) as calls:
             samples = model.sample(condition, 1, rng)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             return [GeneratedChain(*batch[0], None, None, OUT_OF_MEMORY)]
         half = len(batch) // 2
-        first = _sample(model, requests, batch[:half], conditions, (*key, 0), device, calls)
-        return first + _sample(model, requests, batch[half:], conditions, (*key, 1), device, calls)
+        first = _sample(model, requests, batch[:half], conditions, (*key, 0), device)
+        return first + _sample(model, requests, batch[half:], conditions, (*key, 1), device)
     x_ang = samples.x_ang.double().cpu().numpy()  # waits for the device
-    cost = (time.perf_counter() - began) / len(batch), calls() - before
+    cost = (time.perf_counter() - began) / len(batch), len(calls)
     return _unpack(samples, x_ang, condition, requests, batch, cost)
 
 
 @contextmanager
-def counted_calls(model: Any) -> Iterator[Callable[[], int]]:
-    """How often the calling thread has passed forward through the objective's score networks, while the context lasts."""
-    own = threading.local()
-
-    def passed(*_: Any) -> None:
-        own.calls = getattr(own, "calls", 0) + 1
-
-    hooks = [network.register_forward_hook(passed) for network in getattr(model, "score_networks", ())]
+def counted_calls(model: Any) -> Iterator[list[int]]:
+    """A list that grows by one with every forward pass of the objective's score networks."""
+    calls: list[int] = []
+    hooks = [network.register_forward_hook(lambda *_: calls.append(1)) for network in getattr(model, "score_networks", ())]
     try:
-        yield lambda: getattr(own, "calls", 0)
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

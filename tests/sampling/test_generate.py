@@ -40,10 +40,13 @@ def test_batches_hold_every_conformation_once_and_stay_in_the_budget() -> None:
     requests = [request_of("*C*", 5), request_of("*CC(*)c1ccccc1", 4), request_of("*CCO*", 3)]
     batches = list(plan_batches(requests, 3, 45))
     assert [entry for batch in batches for entry in batch] == [(r, k) for r in range(3) for k in range(3)]
-    sizes = [sum(requests[r].num_packed_atoms for r, _ in batch) for batch in batches]
+    sizes = [sum(requests[r].num_packed_atoms() for r, _ in batch) for batch in batches]
     assert max(sizes) <= 45
     assert len(batches) > 2
     assert [len(batch) for batch in plan_batches(requests, 3, 1)] == [1] * 9
+    long = [request_of("*C*", 500)]
+    assert [len(batch) for batch in plan_batches(long, 4, 400)] == [1] * 4
+    assert [len(batch) for batch in plan_batches(long, 4, 400, units_at_once=64)] == [2, 2], "64 units of 3 atoms of each chain at a time"
 
 
 def test_chains_come_in_order_with_the_handedness_asked_for_and_repeat_by_seed() -> None:
@@ -55,43 +58,6 @@ def test_chains_come_in_order_with_the_handedness_asked_for_and_repeat_by_seed()
     assert not np.array_equal(first[0].x_ang, first[1].x_ang)
     assert [c.x_ang.shape for c in first] == [(requests[c.request].num_heavy_atoms, 3) for c in first]
     assert first[0].x_unit_ang.shape == (6, requests[0].topology.num_atoms, 3)
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_batches_made_at_once_are_those_made_one_after_the_other(threads: int) -> None:
-    """Same chains, same order, same counts; threads of torch as before, also when the chains are not all taken."""
-    requests = [request_of("*CC(*)c1ccccc1", 6), request_of("*C*", 7), request_of("*CCO*", 3)]
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = list(generate_chains(LibraryObjective(fail=(1,)), requests, 4, 0, 60, CPU))
-        torch.set_num_threads(threads)
-        many = list(generate_chains(LibraryObjective(fail=(1,)), requests, 4, 0, 60, CPU))
-        assert [(c.request, c.conformation, c.reason, c.network_calls) for c in many] == [
-            (c.request, c.conformation, c.reason, c.network_calls) for c in one
-        ]
-        assert all(np.array_equal(a.x_ang, b.x_ang) for a, b in zip(one, many, strict=True) if a.x_ang is not None)
-        assert torch.get_num_threads() == threads
-        some = generate_chains(LibraryObjective(), requests, 4, 0, 60, CPU)
-        next(some)
-        some.close()
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_an_error_in_a_batch_made_beside_others_is_raised() -> None:
-    class Broken(LibraryObjective):
-        def sample(self, condition, num, rng):
-            raise RuntimeError("no such layer")
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with pytest.raises(RuntimeError, match="no such layer"):
-            list(generate_chains(Broken(), [request_of("*C*", 4)], 4, 0, 4, CPU))
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_failed_or_broken_chain_is_a_value_with_its_reason() -> None:

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+WINDOW = 64  # units of a chain that are sampled at once
+
 
 class PolyConFMConfig(BaseModel):
     """One objective: encoders, masked-autoregressive trunk, one local head, one orientation head."""
@@ -57,8 +59,8 @@ class PolyConFMConfig(BaseModel):
     num_harmonics: int = Field(8, ge=1, le=1024, description="multiples of an angle that the torsion heads see")
     bond_weight: float = Field(1.0, ge=0, description="cartesian head: weight of the squared bond and 1-3 distance error, 1 / angstrom^2")
     ar_steps: int = Field(8, ge=1, description="autoregressive steps at sampling")
-    local_steps: int = Field(20, ge=1, description="solver steps of the local head")
-    orientation_steps: int = Field(30, ge=1, description="solver steps of the orientation head")
+    local_steps: int = Field(10, ge=1, description="solver steps of the local head")
+    orientation_steps: int = Field(10, ge=1, description="solver steps of the orientation head")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale of the local head; 1 = off")
     project_shared_bond: bool = Field(True, description="so3 head: move rotations to the nearest that satisfy both overlaps")
     clash_rounds: int = Field(100, ge=0, description="rounds of redrawing link dihedrals between clashing units; 0 = off")
@@ -76,6 +78,11 @@ class PolyConFMConfig(BaseModel):
         if self.full_mask_fraction + self.low_mask_fraction > 1:
             raise ValueError("full_mask_fraction + low_mask_fraction must be at most 1")
         return self
+
+    @property
+    def units_at_once(self) -> int | None:
+        """Units of a chain that sampling holds at a time; None: all, with rotations that need not satisfy both overlaps."""
+        return WINDOW if self.orientation_head == "torsion" or self.project_shared_bond else None
 
     @classmethod
     def tiny(cls) -> Self:

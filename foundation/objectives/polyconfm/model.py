@@ -78,7 +78,7 @@ class PolyConFM(nn.Module):
         self.local_head = LOCAL_HEADS[config.local_head](config, width)
         self.orientation_head = ORIENTATION_HEADS[config.orientation_head](config, width)
         self.auxiliary = Auxiliary(config, width)  # last: weights of the others are drawn as without it
-        self.capabilities = Capabilities(needs_seed_conformers=config.local_head == "torsional")
+        self.capabilities = Capabilities(needs_seed_conformers=config.local_head == "torsional", units_at_once=config.units_at_once)
         self._freeze()
 
     @property
@@ -214,7 +214,7 @@ class PolyConFM(nn.Module):
         key, link = condition.key_slot[condition.unit_chain], condition.link_slot[condition.unit_chain]
         start = condition.unit_position == 0
         info: dict[str, float] = {}
-        if self.config.orientation_head == "so3" and not self.config.project_shared_bond:
+        if self.config.units_at_once is None:
             known = self.know(condition)
             x_unit, tokens = self.sample_units(condition, known, rng)
             context, _ = self.trunk.encode(tokens, known.klass, condition, torch.ones_like(start))

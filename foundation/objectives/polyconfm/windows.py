@@ -19,11 +19,11 @@ from foundation.batch import Condition, ragged_coordinates, select_chains
 from foundation.geometry.assembly import STAR0, assemble_links, condition_layout
 from foundation.geometry.rigid import Rigid
 from foundation.objectives.polyconfm.clashes import Placed, Surroundings, Untangled
+from foundation.objectives.polyconfm.config import WINDOW
 
 if TYPE_CHECKING:
     from foundation.objectives.polyconfm.model import PolyConFM
 
-WINDOW = 64  # units
 CONTEXT = 12  # settled units at the front of a window
 LOOKAHEAD = 4  # units at its back that are drawn again
 NEAREST = 3  # units between what is drawn and what was placed before the window, at least: atoms of the two are not bonded
