@@ -33,9 +33,9 @@ STEP_FIELDS = ("ar_steps", "local_steps", "orientation_steps")
 def main(
     checkpoint: str = typer.Option(..., help="run folder, checkpoint folder, address of either, or small"),
     psmiles: str = typer.Option("*CC(*)c1ccccc1", help="polymer"),
-    lengths: list[int] = typer.Option([20, 100, 300, 1000], help="repeat units"),
-    steps: list[str] = typer.Option(["4,10,15", "8,20,30", "16,40,60"], help="ar_steps,local_steps,orientation_steps"),
-    num: int = typer.Option(10, help="chains of 100 units and less; longer ones as many as have as many units, one at least"),
+    lengths: list[int] = typer.Option([20, 100, 1000], help="repeat units"),
+    steps: list[str] = typer.Option(["4,5,5", "4,10,10", "8,10,10", "4,20,20", "4,100,100"], help="ar_steps,local_steps,orientation_steps"),
+    num: int = typer.Option(10, help="chains of every length"),
     threads: int = typer.Option(torch.get_num_threads(), help="threads of torch"),
     device: str = typer.Option("auto", help="auto, cpu or cuda"),
     out: Path = typer.Option(Path("runs/bench"), help="folder of sampling.json and throughput.md"),
@@ -58,8 +58,7 @@ def main(
         "steps": [],
     }
     for units in lengths:
-        count = num if units <= 100 else max(1, 100 * num // units)
-        results["lengths"].append({"units": units, **generate(model, read_request(psmiles, units, "atactic", 0), count, where)})
+        results["lengths"].append({"units": units, **generate(model, read_request(psmiles, units, "atactic", 0), num, where)})
     given = model.config
     for words in steps:
         changed = dict(zip(STEP_FIELDS, map(int, words.split(",")), strict=True))
