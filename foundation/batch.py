@@ -145,6 +145,8 @@ class Batch(Condition):
     origin_world_ang: Tensor  # (U, 3) float64, origin of every unit frame, chain centred
     link_dihedral_rad: Tensor  # (U,) float32 in (-pi, pi], junction u -> u + 1; 0 where there is none
     index: Tensor  # (B,) int64, place of the chain in the epoch's order (for errors and reproducible noise)
+    # what is computed from the repeat unit to be learned from it; None where the objective does not need it
+    descriptors: Tensor | None = None  # (B, F) float32, data_shards.chem.descriptors, standardised, NaN where there is none
 
 
 def to_dense(packed: Tensor, ptr: Tensor, width: int) -> Tensor:

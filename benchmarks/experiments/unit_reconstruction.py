@@ -143,7 +143,8 @@ def fresh(place: Place, head: str) -> Any:
     from foundation.objectives import build_objective
 
     torch.manual_seed(place.seed)
-    fields = {**place.config.objective.model_dump(), "local_head": head, "phase": "local", "clash_rounds": 0, "label_dropout": 0.0}
+    fields = {**place.config.objective.model_dump(), **place.config.objective.WHERE_ABSENT}  # without auxiliary losses
+    fields |= {"local_head": head, "phase": "local", "clash_rounds": 0, "label_dropout": 0.0}
     return build_objective(type(place.config.objective).model_validate(fields)).to(place.device)
 
 

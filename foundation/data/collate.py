@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_shards.chem.descriptors import standardised_descriptors
 from data_shards.chem.topology import adjacency, backbone, ring_bonds, rotatable_bonds, smallest_ring_size
 from data_shards.schema import PolymerSample, UnitTopology
 from foundation.batch import ATOM_FEATURES, BOND_FEATURES, Batch, Condition, ragged_coordinates, to_packed
@@ -28,6 +29,8 @@ class ChainExample:
 
 _CACHE: dict[bytes, dict[str, Tensor]] = {}
 _CACHE_SIZE = 4096
+_DESCRIPTORS: dict[str, NDArray[np.float32]] = {}  # by canonical P-SMILES
+_DESCRIPTORS_SIZE = 65_536  # 35 MB; computing one takes as long as reading ten chains
 
 
 def graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
@@ -77,6 +80,15 @@ def _graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
     }
 
 
+def descriptors_of(topology: UnitTopology) -> NDArray[np.float32]:
+    """(F,) standardised descriptors of a repeat unit; kept, as they are slow."""
+    if topology.psmiles not in _DESCRIPTORS:
+        if len(_DESCRIPTORS) >= _DESCRIPTORS_SIZE:
+            _DESCRIPTORS.clear()
+        _DESCRIPTORS[topology.psmiles] = standardised_descriptors(topology)
+    return _DESCRIPTORS[topology.psmiles]
+
+
 def condition(
     topology: UnitTopology, num_units: int, handedness: NDArray[np.int8], seeds_ang: NDArray[np.float32] | None = None
 ) -> Condition:
@@ -103,13 +115,16 @@ def condition(
     return Condition(**offsets, **graph, handedness=signs.reshape(-1), seed_x_unit_ang=seeds, seed_mask=mask)
 
 
-def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int]) -> Batch:
+def build_batch(
+    samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int], descriptors: bool = False
+) -> Batch:
     """Chains with one conformation each, decomposed into unit frames and packed in the order given.
 
     Args:
         samples: from shards.
         conformations: which of its K conformations each chain has.
         index: place of each chain in the epoch's order.
+        descriptors: of the repeat units too.
     """
     given = collate_conditions(
         [condition(s.topology, s.num_units, np.zeros((s.num_units, len(s.topology.stereo_centres)), dtype=np.int8)) for s in samples]
@@ -126,6 +141,7 @@ def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], 
         origin_world_ang=parts.world_from_unit.trans,
         link_dihedral_rad=parts.link_dihedral_rad,
         index=torch.tensor(list(index)),
+        descriptors=torch.from_numpy(np.stack([descriptors_of(s.topology) for s in samples])) if descriptors else None,
     )
 
 

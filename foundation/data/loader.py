@@ -30,19 +30,21 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Reading:
-    """How samples are read; nothing of it changes a batch.
+    """How samples are read; nothing of it changes a chain.
 
     Attributes:
         num_workers: reading processes; 0 reads in this one.
         cache_mib: decoded samples kept by each reading process.
         patience_sec: how long a store that fails is asked again.
         worker_timeout_sec: how long a reading process is awaited before another takes its place.
+        descriptors: batches have descriptors of the repeat units, which an objective may learn.
     """
 
     num_workers: int = 0
     cache_mib: int = 512
     patience_sec: float = 300.0
     worker_timeout_sec: float = 900.0
+    descriptors: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Reader:
 
     def __init__(self, shards: Mixture, split: str, how: Reading) -> None:
         self.sets, self.entries, self.patience_sec = shards.sets, shards.samples(split), how.patience_sec
-        self.room = how.cache_mib * MIB
+        self.room, self.descriptors = how.cache_mib * MIB, how.descriptors
         self.kept: OrderedDict[tuple[int, int], PolymerSample] = OrderedDict()
 
     def batch(self, micro: MicroBatch) -> Batch:
@@ -112,7 +114,7 @@ class Reader:
             InputError: a sample cannot be read; StorageError where another try later may do.
         """
         samples = [self._sample(micro.source, i) for i in micro.samples]
-        return build_batch(samples, micro.conformations, micro.samples)
+        return build_batch(samples, micro.conformations, micro.samples, self.descriptors)
 
     def _sample(self, source: int, index: int) -> PolymerSample:
         if (source, index) in self.kept:

@@ -47,7 +47,7 @@ class Panel:
     pattern: str | None = None
 
 
-AUXILIARY = ("tokens", "agreement", "statistics")
+AUXILIARY = ("tokens", "agreement", "statistics", "descriptors")
 LAYOUT: dict[str, tuple[Panel, ...]] = {
     "Loss": (
         Panel("lines", "Loss, training", ("train/loss",), "the loss of each step, smoothed", log_y=True, smoothing=0.9),

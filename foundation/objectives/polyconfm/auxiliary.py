@@ -3,6 +3,7 @@
     tokens      1-D   hidden P-SMILES tokens from the others
     agreement   1-D, 2-D, 3-D   which of the micro-batch's polymers another view shows
     statistics  trunk   size and stiffness of the chain from its embedding
+    descriptors 1-D, 2-D, trunk   RDKit descriptors of the repeat unit from each
 
 Each is added to the loss with a weight of its own. With weight 0 it is not computed and has no parameter. Nothing here is used by sampling
 or by `embed`; the output layers stay in checkpoints, released ones too, so that pretraining can go on from them.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_shards.chem import descriptors
 from foundation.batch import Batch, Condition, dense_mask, to_dense
 from foundation.encoders.sequence import VOCABULARY, SequenceEncoder
 from foundation.geometry.assembly import NBR0, STAR0, STAR1, condition_layout
@@ -46,6 +48,8 @@ class Auxiliary(nn.Module):
             self.views = nn.ModuleList(nn.Linear(width.even, width.even, bias=False) for _ in range(3))
         if config.statistics_weight:
             self.statistics_out = _zero(nn.Linear(width.even, len(MEANS)))
+        if config.descriptor_weight:
+            self.descriptors_out = nn.ModuleList(_zero(nn.Linear(width.even, len(descriptors.table()[0]))) for _ in range(3))
 
     def tokens(self, encoder: SequenceEncoder, condition: Condition, rng: torch.Generator) -> Tensor:
         """(B,) nat, cross-entropy of hidden tokens, mean over those of a chain; the encoder runs once more, with them hidden.
@@ -80,12 +84,31 @@ class Auxiliary(nn.Module):
         Args:
             context: (U, D) of the trunk with every unit visible, even half.
         """
-        chain = context.new_zeros(batch.num_chains, context.shape[-1]).index_add(0, batch.unit_chain, context)
-        predicted = self.statistics_out(chain / batch.num_units[:, None]).float()
+        predicted = self.statistics_out(chain_mean(context, batch)).float()
         target = standardised(chain_statistics(batch)).float()
         exists = target.isfinite()
         error = torch.where(exists, predicted - target.nan_to_num(), 0.0).square()
         return error.sum(1) / exists.sum(1)
+
+    def descriptors(self, sequence: Tensor, graph: Tensor, context: Tensor, target: Tensor) -> Tensor:
+        """(B,) Huber loss of standardised descriptors, read linearly from each view; mean over views and over those that exist.
+
+        Args:
+            sequence, graph, context: (B, D) of each chain: its strings, its unit graph, the mean of its units in the trunk.
+            target: (B, F) of data_shards.chem.descriptors, NaN where there is none.
+
+        Source: Fabian et al., MolBERT, arXiv 2011.13230, the physico-chemical task. Differs: Huber instead of squared error, three views.
+        """
+        exists = target.isfinite()
+        error = torch.zeros_like(target)
+        for layer, view in zip(self.descriptors_out, (sequence, graph, context), strict=True):
+            error = error + F.smooth_l1_loss(layer(view).float(), target.nan_to_num(), reduction="none") / len(self.descriptors_out)
+        return (error * exists).sum(1) / exists.sum(1).clamp(min=1)
+
+
+def chain_mean(unit: Tensor, batch: Condition) -> Tensor:
+    """(U, D) -> (B, D), mean over the units of each chain."""
+    return unit.new_zeros(batch.num_chains, unit.shape[-1]).index_add(0, batch.unit_chain, unit) / batch.num_units[:, None]
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:

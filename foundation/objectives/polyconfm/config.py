@@ -28,7 +28,9 @@ class PolyConFMConfig(BaseModel):
         )
     )
     # fields that runs of before their time do not name, and what those did
-    WHERE_ABSENT: ClassVar[Mapping[str, float]] = {"token_weight": 0.0, "agreement_weight": 0.0, "statistics_weight": 0.0}
+    WHERE_ABSENT: ClassVar[Mapping[str, float]] = dict.fromkeys(
+        ("token_weight", "agreement_weight", "statistics_weight", "descriptor_weight"), 0.0
+    )
 
     name: Literal["polyconfm"] = "polyconfm"
     width: int = Field(96, ge=32, le=65_536, description="channels of every token; a quarter of them is odd under reflection")
@@ -50,6 +52,7 @@ class PolyConFMConfig(BaseModel):
     token_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy of hidden P-SMILES tokens; 0 = off")
     agreement_weight: float = Field(0.0, ge=0, description="weight of the agreement of the 1-D, 2-D and 3-D views of a chain; 0 = off")
     statistics_weight: float = Field(0.0, ge=0, description="weight of size and stiffness read from the chain's embedding; 0 = off")
+    descriptor_weight: float = Field(0.0, ge=0, description="weight of RDKit descriptors read from each view of a chain; 0 = off")
     label_dropout: float = Field(0.1, ge=0, le=1, description="probability that a chain's class condition is replaced by the null class")
     full_mask_fraction: float = Field(0.1, ge=0, le=1, description="fraction of chains trained with every unit masked")
     low_mask_fraction: float = Field(0.2, ge=0, le=1, description="fraction of chains trained with 15 to 50 % of units masked")
@@ -83,6 +86,11 @@ class PolyConFMConfig(BaseModel):
     def units_at_once(self) -> int | None:
         """Units of a chain that sampling holds at a time; None: all, with rotations that need not satisfy both overlaps."""
         return WINDOW if self.orientation_head == "torsion" or self.project_shared_bond else None
+
+    @property
+    def learns_descriptors(self) -> bool:
+        """Training reads descriptors of the repeat unit."""
+        return self.descriptor_weight > 0 and self.phase != "orientation"
 
     @classmethod
     def tiny(cls) -> Self:

@@ -21,7 +21,7 @@ from foundation.encoders.unit import UnitEncoder
 from foundation.geometry.assembly import assemble_links, assemble_overlap, chain_coordinates, condition_layout, link_dihedrals
 from foundation.nn.parity import Graded, GradedLinear, Learned, Width
 from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
-from foundation.objectives.polyconfm.auxiliary import Auxiliary
+from foundation.objectives.polyconfm.auxiliary import Auxiliary, chain_mean
 from foundation.objectives.polyconfm.clashes import Surroundings, Untangled, untangle
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.local_cartesian import CartesianHead
@@ -162,13 +162,13 @@ class PolyConFM(nn.Module):
             per_chain = per_chain + local
             terms["local"] = (local.sum() / has_local.sum().clamp(min=1)).detach()
         whole: Graded | None = None
-        if phase != "local" or self.config.agreement_weight or self.config.statistics_weight:
+        reading = self.config.statistics_weight > 0 or self.config.descriptor_weight > 0  # terms that train the trunk on whole chains
+        if phase != "local" or self.config.agreement_weight or reading:
             # the local loss never sees masked units; without its gradient they are encoded for others to read, not to be trained
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.orientation_stop_gradient):
                 hidden = self.unit_tokens(batch, known, x_unit, ~trained)
             shapes, tokens = shapes + hidden[0], tokens + hidden[1]
-            read = self.config.statistics_weight > 0 or not self.config.orientation_stop_gradient
-            with torch.set_grad_enabled(torch.is_grad_enabled() and read):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (reading or not self.config.orientation_stop_gradient)):
                 whole, _ = self.trunk.encode(tokens, known.klass, batch, torch.ones_like(mask))
         if phase != "local" and whole is not None:
             context, graphs = whole, known.graphs
@@ -193,12 +193,15 @@ class PolyConFM(nn.Module):
             noise = rng.clone_state()  # rng stays where the main terms left it
             found.append(("tokens", config.token_weight, self.auxiliary.tokens(self.sequence, batch, noise)))
         if config.agreement_weight:
-            zeros = shapes.even.new_zeros(batch.num_chains, shapes.even.shape[-1])
-            units = zeros.index_add(0, batch.unit_chain, shapes.even) / batch.num_units[:, None]
-            agreement = self.auxiliary.agreement(known.sequence, known.graph, units, polymer_hash(batch))
+            agreement = self.auxiliary.agreement(known.sequence, known.graph, chain_mean(shapes.even, batch), polymer_hash(batch))
             found.append(("agreement", config.agreement_weight, agreement))
         if config.statistics_weight and whole is not None:
             found.append(("statistics", config.statistics_weight, self.auxiliary.statistics(whole.even, batch)))
+        if config.descriptor_weight and whole is not None:
+            assert batch.descriptors is not None, "descriptors are learned, but the batch was read without them (Reading.descriptors)"
+            views = known.sequence, known.graph, chain_mean(whole.even, batch)
+            term = self.auxiliary.descriptors(*views, batch.descriptors)
+            found.append(("descriptors", config.descriptor_weight, term))
         return found
 
     # ------------------------------------------------------------------------------------------------------------------ sample
@@ -348,17 +351,16 @@ class PolyConFM(nn.Module):
     # ------------------------------------------------------------------------------------------------------------------- embed
 
     def embed(self, batch: Batch) -> Embeddings:
-        """Trunk context of every unit with all units visible; of a chain its mean, the class condition and the 2-D view: C = 3 D.
+        """Trunk context of every unit, all visible; of a chain its mean, class condition and 2-D view (C = 3 D). Even: mirror images agree.
 
-        Even channels alone, so mirror images agree. Probes read more from the three together than from the first (docs/results/probes.md).
+        Probes read more from the three together than from the first alone (docs/results/probes.md).
         """
         known = self.know(batch)
         everything = torch.ones(len(batch.unit_chain), dtype=torch.bool, device=batch.chain_ptr.device)
         x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
         _, tokens = self.unit_tokens(batch, known, x_unit, everything)
         context, _ = self.trunk.encode(tokens, known.klass, batch, everything)
-        total = context.even.new_zeros(batch.num_chains, context.even.shape[-1]).index_add(0, batch.unit_chain, context.even)
-        return Embeddings(context.even, torch.cat([total / batch.num_units[:, None], known.klass.even, known.graph], -1))
+        return Embeddings(context.even, torch.cat([chain_mean(context.even, batch), known.klass.even, known.graph], -1))
 
 
 def pick_seeds(condition: Condition, chosen: Tensor, rng: torch.Generator) -> Tensor:

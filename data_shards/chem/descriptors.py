@@ -1,0 +1,73 @@
+"""RDKit descriptors of a repeat unit inside a long chain, per heavy atom: what one more unit adds.
+
+A descriptor of the whole string would count its ends, and would double with the unit. The difference between a chain of three units and one
+of two has no ends; divided by the heavy atoms of a unit it says the same of `*CC*` and `*CCCC*` where the descriptor is a sum over groups of
+neighbouring atoms. Those that are no such sum (largest charge, indices of the whole graph), or that count marks of stereochemistry, are
+left out.
+
+descriptors.csv: name in RDKit, mean and standard deviation over the 4,391 polymers of the released model's training split, values cut at the
+first and the last percentile; a descriptor that is then the same for all is left out.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+from numpy.typing import NDArray
+from rdkit import Chem
+from rdkit.Chem import Descriptors
+
+from data_shards.chem.oligomer import heavy_chain
+from data_shards.errors import PolymerError
+from data_shards.schema import UnitTopology
+
+LARGEST = 4.0  # standard deviations from the mean; a standardised descriptor farther out lies here
+
+
+@cache
+def table() -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+    """Names, (F,) means and (F,) standard deviations of descriptors.csv."""
+    with files("data_shards.chem").joinpath("descriptors.csv").open() as text:
+        rows = list(csv.DictReader(text))
+    return tuple(row["name"] for row in rows), *(np.array([float(row[name]) for row in rows]) for name in ("mean", "deviation"))
+
+
+def unit_descriptors(topology: UnitTopology, names: tuple[str, ...] | None = None) -> NDArray[np.float64]:
+    """(F,) descriptors per heavy atom of a repeat unit; NaN where RDKit has no finite value, such as a charge of an unusual atom.
+
+    Args:
+        topology: of the repeat unit, of its canonical P-SMILES where ways of writing it must not differ.
+        names: of the descriptors; None: those of descriptors.csv.
+    """
+    chosen = table()[0] if names is None else names
+    known = dict(Descriptors.descList)
+    try:
+        shorter, longer = (_as_rdkit_reads_it(heavy_chain(topology, num_units)) for num_units in (2, 3))
+    except (PolymerError, ValueError):
+        return np.full(len(chosen), np.nan)
+    values = [(_value(known[name], longer) - _value(known[name], shorter)) / (topology.num_atoms - 2) for name in chosen]
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def standardised_descriptors(topology: UnitTopology) -> NDArray[np.float32]:
+    """(F,) of mean 0 and deviation 1 over polymers, cut at LARGEST; NaN as unit_descriptors."""
+    _, mean, deviation = table()
+    return np.clip((unit_descriptors(topology) - mean) / deviation, -LARGEST, LARGEST).astype(np.float32)
+
+
+def _as_rdkit_reads_it(chain: Chem.Mol) -> Chem.Mol:
+    """The same molecule with implicit hydrogens, which the atom types of descriptors are written for."""
+    mol = Chem.MolFromSmiles(Chem.MolToSmiles(chain))
+    if mol is None:
+        raise ValueError("RDKit cannot read the chain that it has written")
+    return mol
+
+
+def _value(descriptor: object, mol: Chem.Mol) -> float:
+    try:
+        return float(descriptor(mol))  # type: ignore[operator]
+    except (ValueError, RuntimeError, ZeroDivisionError, OverflowError):
+        return float("nan")
