@@ -1,24 +1,25 @@
 """RDKit descriptors of a repeat unit inside a long chain, per heavy atom: what one more unit adds.
 
-A descriptor of the whole string would count its ends, and would double with the unit. The difference between a chain of three units and one
-of two has no ends; divided by the heavy atoms of a unit it says the same of `*CC*` and `*CCCC*` where the descriptor is a sum over groups of
-neighbouring atoms. Those that are no such sum (largest charge, indices of the whole graph), or that count marks of stereochemistry, are
-left out.
+A descriptor of the whole string would count its ends, and would double with the unit. The difference between a chain of three units and
+one of two has no ends; divided by the heavy atoms of a unit it says the same of `*CC*` and `*CCCC*` where the descriptor is a sum over
+groups of neighbouring atoms. Those that are no such sum (largest charge, indices of the whole graph), or that count marks of
+stereochemistry, are left out.
 
-descriptors.csv: name in RDKit, mean and standard deviation over the 4,391 polymers of the released model's training split, values cut at the
-first and the last percentile; a descriptor that is then the same for all is left out.
+descriptors.csv: name in RDKit, mean and standard deviation over the 4,391 polymers of the released model's training split, values cut at
+the first and the last percentile; a descriptor that is then the same for all is left out.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 from functools import cache
 from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
-from rdkit.Chem import Descriptors
+from rdkit.Chem import Descriptors, rdPartialCharges
 
 from data_shards.chem.oligomer import heavy_chain
 from data_shards.errors import PolymerError
@@ -48,7 +49,9 @@ def unit_descriptors(topology: UnitTopology, names: tuple[str, ...] | None = Non
         shorter, longer = (_as_rdkit_reads_it(heavy_chain(topology, num_units)) for num_units in (2, 3))
     except (PolymerError, ValueError):
         return np.full(len(chosen), np.nan)
-    values = [(_value(known[name], longer) - _value(known[name], shorter)) / (topology.num_atoms - 2) for name in chosen]
+    values = np.array([(_value(known[name], longer) - _value(known[name], shorter)) / (topology.num_atoms - 2) for name in chosen])
+    if not _has_charges(longer):  # RDKit would put atoms whose charge is not a number into some bin
+        values[[name.startswith("PEOE_VSA") for name in chosen]] = np.nan
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -64,6 +67,12 @@ def _as_rdkit_reads_it(chain: Chem.Mol) -> Chem.Mol:
     if mol is None:
         raise ValueError("RDKit cannot read the chain that it has written")
     return mol
+
+
+def _has_charges(mol: Chem.Mol) -> bool:
+    """Gasteiger's method has parameters for every atom."""
+    rdPartialCharges.ComputeGasteigerCharges(mol)
+    return all(math.isfinite(atom.GetDoubleProp("_GasteigerCharge")) for atom in mol.GetAtoms())
 
 
 def _value(descriptor: object, mol: Chem.Mol) -> float:

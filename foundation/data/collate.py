@@ -115,9 +115,7 @@ def condition(
     return Condition(**offsets, **graph, handedness=signs.reshape(-1), seed_x_unit_ang=seeds, seed_mask=mask)
 
 
-def build_batch(
-    samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int], descriptors: bool = False
-) -> Batch:
+def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int], descriptors: bool = False) -> Batch:
     """Chains with one conformation each, decomposed into unit frames and packed in the order given.
 
     Args:

@@ -34,8 +34,8 @@ from foundation.train.checkpoint import check_same_run
 from tests.polyconfm.chains import CHAINS, batch_of, model_of, rng, sample
 from tests.polyconfm.test_learning import fit, untrained
 
-WEIGHTS = {"token_weight": 0.1, "agreement_weight": 0.2, "statistics_weight": 0.3}
-TERMS = {"tokens": 0.1, "agreement": 0.2, "statistics": 0.3}
+WEIGHTS = {"token_weight": 0.1, "agreement_weight": 0.2, "statistics_weight": 0.3, "descriptor_weight": 0.4}
+TERMS = dict(zip(("tokens", "agreement", "statistics", "descriptors"), WEIGHTS.values(), strict=True))
 
 
 def fresh(**fields: object) -> torch.nn.Module:
@@ -204,13 +204,41 @@ def test_constants_are_those_of_grown_chains() -> None:
     assert ((target.std(0) > 0.4) & (target.std(0) < 2.5)).all()
 
 
+# ---------------------------------------------------------------------------------------------------------------------- descriptors
+
+
+def test_loss_of_descriptors_is_that_of_a_loop_in_float64_and_leaves_out_what_is_missing(batch: Batch) -> None:
+    model = model_of("torsional", "torsion", **WEIGHTS)
+    width = model.width.even
+    views = torch.randn(3, batch.num_chains, width, generator=rng())
+    assert batch.descriptors is not None
+    target = batch.descriptors.clone()
+    assert target.isfinite().all()
+    target[1, 3:] = torch.nan
+    target[4] = torch.nan
+    found = model.auxiliary.descriptors(*views, target).detach()
+    layers = [(layer.weight.detach().double(), layer.bias.detach().double()) for layer in model.auxiliary.descriptors_out]
+    for b in range(batch.num_chains):
+        values = []
+        for (weight, bias), view in zip(layers, views.double(), strict=True):
+            for f in range(target.shape[1]):
+                miss = abs(float(weight[f] @ view[b] + bias[f] - target[b, f]))
+                values += [] if math.isnan(miss) else [miss - 0.5 if miss > 1 else miss**2 / 2]
+        assert float(found[b]) == pytest.approx(sum(values) / len(values) if values else 0.0, rel=1e-5)
+    assert float(found[4]) == 0.0
+
+
+def test_a_batch_that_was_read_without_descriptors_is_no_silent_success(batch: Batch) -> None:
+    with pytest.raises(AssertionError, match="read without them"):
+        fresh(descriptor_weight=0.1).loss(replace(batch, descriptors=None), rng())
+
+
 # ------------------------------------------------------------------------------------------------------------------ in the objective
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term_learns_one_batch(term: str) -> None:
-    fields = {f"{name}_weight": 0.0 for name in ("token", "agreement", "statistics")} | {f"{term.removesuffix('s')}_weight": 1.0}
-    fields = {"statistics_weight" if name == "statistic_weight" else name: weight for name, weight in fields.items()}
+    fields = {weight: float(name == term) for weight, name in zip(WEIGHTS, TERMS, strict=True)}
     model = fresh(width=64, num_heads=2, local_layers=1, orientation_layers=1, **fields)
     terms = fit(model, batch_of(), 60, 6e-3)
     first, last = (np.mean([t[term] for t in part]) for part in (terms[:5], terms[-5:]))
