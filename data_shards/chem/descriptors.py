@@ -33,7 +33,8 @@ def table() -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
     """Names, (F,) means and (F,) standard deviations of descriptors.csv."""
     with files("data_shards.chem").joinpath("descriptors.csv").open() as text:
         rows = list(csv.DictReader(text))
-    return tuple(row["name"] for row in rows), *(np.array([float(row[name]) for row in rows]) for name in ("mean", "deviation"))
+    mean, deviation = (np.array([float(row[name]) for row in rows]) for name in ("mean", "deviation"))
+    return tuple(row["name"] for row in rows), mean, deviation
 
 
 def unit_descriptors(topology: UnitTopology, names: tuple[str, ...] | None = None) -> NDArray[np.float64]:
