@@ -78,12 +78,12 @@ def test_coverage_follows_its_law_whatever_the_noise(scaled: bool) -> None:
     rng = np.random.default_rng(3)
     n, coverage, trials = 39, 0.9, 4000
     k = conformal_rank(n, coverage)
-    shares = []
+    halves = []
     for _ in range(trials):
         spread = rng.uniform(0.2, 5.0, size=n) if scaled else None
         noise = rng.standard_t(3, size=n) * (spread if spread is not None else 1.0)
-        half = calibrate(noise, np.zeros(n), coverage, spread)
-        shares.append(2 * scipy.stats.t(3).cdf(half) - 1)  # of new values inside, known without drawing them
+        halves.append(calibrate(noise, np.zeros(n), coverage, spread))
+    shares = 2 * scipy.stats.t(3).cdf(halves) - 1  # of new values inside, known without drawing them
     law = scipy.stats.beta(k, n + 1 - k)
     assert scipy.stats.kstest(shares, law.cdf).pvalue > 1e-3
     assert abs(np.mean(shares) - k / (n + 1)) < 4 * law.std() / math.sqrt(trials)
