@@ -33,7 +33,7 @@ def test_trees_learn_a_step_and_a_slope() -> None:
     (x, y), (new, wanted) = data(), data(200, 1)
     predicted = baselines.fit_predict_lightgbm(x[:340], y[:340], x[340:], y[340:], new, 0)
     assert np.sqrt(np.square(predicted - wanted).mean()) < 0.6 * wanted.std(), "though a tree sees two of the twelve columns"
-    assert np.corrcoef(predicted, wanted)[0, 1] > 0.95
+    assert np.corrcoef(predicted, wanted)[0, 1] > 0.9
     assert np.array_equal(predicted, baselines.fit_predict_lightgbm(x[:340], y[:340], x[340:], y[340:], new, 0))
     assert not np.array_equal(predicted, baselines.fit_predict_lightgbm(x[:340], y[:340], x[340:], y[340:], new, 1))
     scaled = baselines.fit_predict_lightgbm(x[:340], 1e-9 * y[:340] + 5, x[340:], 1e-9 * y[340:] + 5, new, 0)
