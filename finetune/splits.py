@@ -61,14 +61,14 @@ def validation_part(
     Returns:
         (T - V,) and (V,) indices into groups, in the order of train_index.
     """
-    train_index = np.asarray(train_index, dtype=np.int64)
-    if len(train_index) < 2:
-        raise InputError(f"a training fold has {len(train_index)} polymers and must have >= 2, one to fit and one to stop by; give more")
-    draw = np.array([_uniform(groups[k], seed) for k in train_index])
+    train = np.asarray(train_index, dtype=np.int64)
+    if len(train) < 2:
+        raise InputError(f"a training fold has {len(train)} polymers and must have >= 2, one to fit and one to stop by; give more")
+    draw = np.array([_uniform(groups[k], seed) for k in train])
     part = draw < fraction
     if part.all() or not part.any():
         part = draw == draw.min()
-    return train_index[~part], train_index[part]
+    return train[~part], train[part]
 
 
 def _uniform(group: str, seed: int) -> float:
