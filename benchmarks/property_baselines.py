@@ -58,12 +58,12 @@ def of_groups(psmiles: dict[str, str], cache: Path, workers: int) -> tuple[dict[
     if cache.exists():
         kept = np.load(cache)
         if set(psmiles) <= set(kept["names"].tolist()):
-            made = Features(kept["kept"], kept["counts"], kept["descriptors"], kept["atoms"], ())
+            made = Features(kept["kept"], kept["counts"], kept["descriptors"], kept["shape"], ())
             return {str(kept["names"][k]): place for place, k in enumerate(made.kept.tolist())}, made
     names = list(psmiles)
     made = features(list(psmiles.values()), workers, Plain())
     cache.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(cache, names=np.array(names), kept=made.kept, counts=made.counts, descriptors=made.descriptors, atoms=made.atoms)
+    np.savez(cache, names=np.array(names), kept=made.kept, counts=made.counts, descriptors=made.descriptors, shape=made.shape)
     return {names[k]: place for place, k in enumerate(made.kept.tolist())}, made
 
 
@@ -149,7 +149,8 @@ def page(result: dict[str, Any]) -> str:
         f"LightGBM {made['lightgbm']}, RDKit {made['rdkit']}. Raw numbers: [property_baselines.json](property_baselines.json).",
         "",
         "Five folds as the tables give them, one polymer (not string) in one fold; mean ± standard deviation over folds. LightGBM reads "
-        "Morgan counts (radius 3, 2,048 bits) of the smallest repeat unit inside a chain, and its RDKit descriptors per heavy atom; "
+        "Morgan counts (radius 3, 2,048 bits) of the smallest repeat unit inside a chain, "
+        "its RDKit descriptors per heavy atom, and its backbone (atoms, share of the heavy atoms, share in rings); "
         f"{made['regressions_averaged']} regressions are averaged. The number of trees is where the error of a validation part "
         f"({VALIDATION:.0%} of the training fold) is smallest, then they are grown again on the whole training fold. "
         "One set of settings for all tasks. *Elsewhere*: LightGBM as somebody else ran it on these folds, RMSE if nothing is said. "

@@ -1,4 +1,4 @@
-"""What a model has to beat: the mean of the training values, and gradient-boosted trees on Morgan counts and RDKit descriptors."""
+"""What a model has to beat: the mean of the training values, and gradient-boosted trees on what fingerprints.py gives."""
 
 from __future__ import annotations
 

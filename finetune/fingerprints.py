@@ -1,6 +1,6 @@
-"""What a property can be read from without a neural network: Morgan counts and RDKit descriptors of the repeat unit, and similarities.
+"""What a property can be read from without a neural network: Morgan counts, RDKit descriptors and backbone of the unit; similarities.
 
-Both are those of one more unit in a long chain (data_shards/chem/fingerprint.py, descriptors.py) of the smallest unit, so that they do
+All are those of one more unit in a long chain (data_shards/chem/fingerprint.py, descriptors.py) of the smallest unit, so that they do
 not depend on how a polymer is written.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.chem.fingerprint import BITS, RADIUS, morgan_counts
+from data_shards.chem.fingerprint import BITS, RADIUS, backbone_shape, morgan_counts
 from data_shards.crew import Crash, crew
 from data_shards.errors import PolymerError
 from data_shards.progress import Progress
@@ -20,7 +20,8 @@ from data_shards.progress import Progress
 POLYMERS_PER_TASK = 32
 TIME_LIMIT_SEC = 300.0
 
-Row = tuple[NDArray[np.int32], NDArray[np.float64], int]  # counts, descriptors, heavy atoms
+Row = tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32]]  # counts, descriptors, shape
+SHAPE = ("heavy atoms", "backbone atoms", "backbone share", "ring share of the backbone")  # of fingerprint.backbone_shape
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,24 @@ class Features:
         kept: (K,) indices into the list of P-SMILES, increasing.
         counts: (K, BITS) Morgan environments of a unit.
         descriptors: (K, F) per heavy atom, NaN where RDKit has no value.
-        atoms: (K,) heavy atoms of a unit.
+        shape: (K, 4) SHAPE.
         refused: the others.
     """
 
     kept: NDArray[np.int64]
     counts: NDArray[np.int16]
     descriptors: NDArray[np.float32]
-    atoms: NDArray[np.int32]
+    shape: NDArray[np.float32]
     refused: tuple[Refused, ...]
 
+    @property
+    def atoms(self) -> NDArray[np.int64]:
+        """(K,) heavy atoms of a unit."""
+        return self.shape[:, 0].astype(np.int64)
+
     def matrix(self, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.float32]:
-        """(R, BITS + F + 1) counts, descriptors and heavy atoms side by side."""
-        own = (self.counts[rows], self.descriptors[rows], self.atoms[rows][:, None])
+        """(R, BITS + F + 4) counts, descriptors and shape side by side."""
+        own = (self.counts[rows], self.descriptors[rows], self.shape[rows])
         return np.concatenate([part.astype(np.float32) for part in own], axis=1)
 
 
@@ -80,10 +86,10 @@ def features(psmiles: Sequence[str], workers: int | None, bars: Progress) -> Fea
     kept = np.array(sorted(rows), dtype=np.int64)
     counts = np.zeros((len(kept), BITS), dtype=np.int16)
     descriptors = np.zeros((len(kept), len(table()[0])), dtype=np.float32)
+    shape = np.zeros((len(kept), len(SHAPE)), dtype=np.float32)
     for place, index in enumerate(kept.tolist()):
-        counts[place], descriptors[place], _ = rows[index]
-    atoms = np.array([rows[index][2] for index in kept.tolist()], dtype=np.int32)
-    return Features(kept, counts, descriptors, atoms, tuple(sorted(refused, key=lambda one: one.index)))
+        counts[place], descriptors[place], shape[place] = rows[index]
+    return Features(kept, counts, descriptors, shape, tuple(sorted(refused, key=lambda one: one.index)))
 
 
 def _chunks(psmiles: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
@@ -100,7 +106,7 @@ def _rows(chunk: list[tuple[int, str]]) -> list[Row | str]:
     for _, psmiles in chunk:
         try:
             unit = unit_graph(psmiles)
-            found.append((morgan_counts(unit), unit_descriptors(unit), unit.num_atoms - 2))
+            found.append((morgan_counts(unit), unit_descriptors(unit), backbone_shape(unit)))
         except PolymerError as error:
             found.append(error.detail)
         except ValueError as error:  # RDKit refuses the chain although it reads the unit
@@ -149,4 +155,4 @@ class Neighbours:
         return order, np.take_along_axis(similarity, order, axis=1)
 
 
-__all__ = ["BITS", "RADIUS", "Features", "Neighbours", "Refused", "features", "morgan_counts"]
+__all__ = ["BITS", "RADIUS", "SHAPE", "Features", "Neighbours", "Refused", "features", "morgan_counts"]

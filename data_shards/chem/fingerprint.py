@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rdkit.Chem import rdFingerprintGenerator
 
 from data_shards.chem.oligomer import heavy_chain
+from data_shards.chem.topology import backbone, graph_distances, ring_bonds
 from data_shards.schema import UnitTopology
 
 RADIUS, BITS = 3, 2048
@@ -36,17 +37,26 @@ def morgan_counts(topology: UnitTopology, radius: int = RADIUS, bits: int = BITS
 
 def _free_of_ends(topology: UnitTopology, radius: int) -> int:
     """Units of the shortest chain in which no environment sees both ends: 2 * radius + 2 atoms of its backbone, and a unit to spare."""
-    neighbours: list[list[int]] = [[] for _ in range(topology.num_atoms)]
-    for i, j in topology.bonds.tolist():
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    head, tail = topology.key_atoms[[1, 2]].tolist()
-    seen, frontier, length = {head}, {head}, 1  # atoms of the shortest path through the unit
-    while tail not in seen:
-        frontier = {k for atom in frontier for k in neighbours[atom]} - seen
-        seen |= frontier
-        length += 1
-    return 1 + -(-(2 * radius + 2) // length)
+    return 1 + -(-(2 * radius + 2) // _length(topology))
+
+
+def _length(topology: UnitTopology) -> int:
+    """Atoms of the shortest path through a unit."""
+    star0, star1 = topology.key_atoms[[0, 3]]
+    return int(graph_distances(topology)[star0, star1]) - 1
+
+
+def backbone_shape(topology: UnitTopology) -> NDArray[np.float32]:
+    """(4,) heavy atoms of a unit; atoms of the shortest path through it; their share of the heavy atoms; share of backbone atoms in rings.
+
+    A chain of a given mass is the longer the larger the third is, which neither environments nor sums over atoms say.
+    """
+    heavy, length = topology.num_atoms - 2, _length(topology)
+    inside = backbone(topology)
+    inside[topology.key_atoms[[0, 3]]] = False
+    in_ring = np.zeros(topology.num_atoms, dtype=bool)
+    in_ring[topology.bonds[ring_bonds(topology)].ravel()] = True
+    return np.array([heavy, length, length / heavy, in_ring[inside].mean()], dtype=np.float32)
 
 
 @cache
@@ -54,4 +64,4 @@ def _generator(radius: int, bits: int) -> Any:
     return rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
 
 
-__all__ = ["BITS", "RADIUS", "morgan_counts"]
+__all__ = ["BITS", "RADIUS", "backbone_shape", "morgan_counts"]

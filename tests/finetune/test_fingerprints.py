@@ -8,10 +8,11 @@ from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 
 from data_shards.chem.descriptors import table, unit_descriptors
+from data_shards.chem.fingerprint import backbone_shape
 from data_shards.chem.oligomer import heavy_chain
 from data_shards.chem.repeat_unit import build_unit, unit_graph
 from data_shards.progress import Silent
-from finetune.fingerprints import BITS, Neighbours, features, morgan_counts
+from finetune.fingerprints import BITS, SHAPE, Neighbours, features, morgan_counts
 
 POLYMERS = ("*CC*", "*CC(*)C", "*CC(*)c1ccccc1", "*CCO*", "*NCCCCCC(*)=O", "*Oc1ccc(C(C)(C)c2ccc(OC(*)=O)cc2)cc1", "*=CC=*", "*C#C*")
 POLYMERS += ("*c1ccc(*)cc1", "*c1ccc(*)s1", "*O[Si](*)(C)C", "*CC(*)C(=O)[O-]", "*N1C(=O)c2ccc(cc2C1=O)-c1ccc2c(c1)C(=O)N(*)C2=O")
@@ -24,6 +25,20 @@ def test_counts_of_polyethylene_and_polystyrene_by_hand() -> None:
     assert sorted(counts[counts > 0].tolist()) == [1, 1, 1, 1]
     atoms = morgan_counts(unit_graph("*CC(*)c1ccccc1"), radius=0)
     assert sorted(atoms[atoms > 0].tolist()) == [1, 1, 1, 5], "CH2, CH, ipso carbon, five CH of the ring"
+
+
+@pytest.mark.parametrize(
+    ("psmiles", "expected"),
+    [  # heavy atoms, atoms of the backbone, its share, its share in rings
+        ("*CC*", [1, 1, 1, 0]),
+        ("*CC(*)c1ccccc1", [8, 2, 1 / 4, 0]),
+        ("*c1ccc(*)cc1", [6, 4, 2 / 3, 1]),
+        ("*Oc1cccc(*)c1", [7, 4, 4 / 7, 3 / 4]),
+        ("*NCCCCCC(*)=O", [8, 7, 7 / 8, 0]),
+    ],
+)
+def test_backbones_by_hand(psmiles: str, expected: list[float]) -> None:
+    assert backbone_shape(unit_graph(psmiles)).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("psmiles", POLYMERS)
@@ -52,7 +67,7 @@ def test_every_way_of_writing_a_polymer_has_the_same_features(ways: tuple[str, .
     made = features(ways, 0, Silent())
     rows = made.matrix()
     assert made.kept.tolist() == list(range(len(ways)))
-    assert rows.shape == (len(ways), BITS + len(table()[0]) + 1)
+    assert rows.shape == (len(ways), BITS + len(table()[0]) + len(SHAPE))
     assert all(np.array_equal(row, rows[0], equal_nan=True) for row in rows)
 
 
@@ -72,7 +87,7 @@ def test_polymers_that_have_no_features_are_listed() -> None:
     assert made.refused[0].reason.startswith("has 0 stars")
     assert "the bound is 150" in made.refused[2].reason
     nothing = features(["CC"], 0, Silent())
-    assert nothing.matrix().shape == (0, BITS + len(table()[0]) + 1)
+    assert nothing.matrix().shape == (0, BITS + len(table()[0]) + len(SHAPE))
 
 
 @pytest.mark.dist
