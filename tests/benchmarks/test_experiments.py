@@ -147,7 +147,7 @@ def test_sources_of_3d_are_compared_on_the_same_polymers(shards: str, checkpoint
 @pytest.fixture
 def table(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
     """A property of the five polymers, enough for a regression that nobody believes."""
-    monkeypatch.setattr("foundation.evaluation.probes.FEWEST", 5)
+    monkeypatch.setattr("foundation.evaluation.property_table.FEWEST", 5)
     path = tmp_path_factory.mktemp("property") / "softness.csv"
     path.write_text("psmiles,value\n" + "".join(f"{psmiles},{k * k}\n" for k, psmiles in enumerate([*TEST, VAL, *TRAIN])))
     return str(path)
