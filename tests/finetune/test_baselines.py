@@ -36,8 +36,8 @@ def test_trees_learn_a_step_and_a_slope() -> None:
     assert np.corrcoef(predicted, wanted)[0, 1] > 0.9
     assert np.array_equal(predicted, baselines.fit_predict_lightgbm(x[:340], y[:340], x[340:], y[340:], new, 0))
     assert not np.array_equal(predicted, baselines.fit_predict_lightgbm(x[:340], y[:340], x[340:], y[340:], new, 1))
-    scaled = baselines.fit_predict_lightgbm(x[:340], 1e-9 * y[:340] + 5, x[340:], 1e-9 * y[340:] + 5, new, 0)
-    assert 1e9 * (scaled - 5) == pytest.approx(predicted, abs=2.0), "whatever the unit"
+    unit = 2.0**-30  # a power of two: standardised values are the same to the last bit
+    assert np.array_equal(baselines.fit_predict_lightgbm(x[:340], unit * y[:340], x[340:], unit * y[340:], new, 0), unit * predicted)
 
 
 def test_noise_is_predicted_by_its_mean() -> None:
