@@ -11,7 +11,6 @@ from finetune.table import load
 from finetune.tasks import TASKS, get_task
 from foundation.errors import InputError
 
-PUBLIC = Path("/work/shared/data/property")
 POLYMERS = ("*CC*", "*CC(*)C", "*CC(*)c1ccccc1", "*CCO*", "*CC(*)Cl", "*CC(*)C#N")
 
 
@@ -126,10 +125,9 @@ def test_bad_tables_are_one_sentence(tmp_path: Path, rows: list[str], header: st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public tables are not here")
-def test_public_tables_are_known_by_their_columns() -> None:
+def test_public_tables_are_known_by_their_columns(shared_data: Path) -> None:
     names = {"density": "density", "rg": "Rg", "tc": "thermal_conductivity", "nc": "refractive_index", "eps": "static_dielectric_const"}
     for task, column in names.items():
-        found = load(task, str(PUBLIC / "pi1070.csv"), limit=60)
+        found = load(task, str(shared_data / "property" / "pi1070.csv"), limit=60)
         assert found.column == column
         assert not found.refused

@@ -124,8 +124,7 @@ def test_neither_side_of_a_validation_part_is_empty() -> None:
         validation_part(["a"], np.array([0]), 0.1, 0)
 
 
-@pytest.mark.skipif(not Path("/work/shared/data/property").is_dir(), reason="the public tables are not here")
-def test_folds_of_public_tables_never_part_a_polymer() -> None:
-    found = load("eps", "/work/shared/data/property/eps.csv")
+def test_folds_of_public_tables_never_part_a_polymer(shared_data: Path) -> None:
+    found = load("eps", str(shared_data / "property" / "eps.csv"))
     assert found.counts["in another fold than the first row of their polymer"] == 0
     assert np.array_equal(split(found, "folds", 0), found.fold)
