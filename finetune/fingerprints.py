@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.chem.fingerprint import BITS, RADIUS, backbone_shape, morgan_counts
+from data_shards.chem.fingerprint import BITS, backbone_shape, morgan_counts
 from data_shards.crew import Crash, crew
 from data_shards.errors import PolymerError
 from data_shards.progress import Progress
@@ -155,4 +155,4 @@ class Neighbours:
         return order, np.take_along_axis(similarity, order, axis=1)
 
 
-__all__ = ["BITS", "RADIUS", "SHAPE", "Features", "Neighbours", "Refused", "features", "morgan_counts"]
+__all__ = ["BITS", "SHAPE", "Features", "Neighbours", "Refused", "features", "morgan_counts"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_shards.progress import Progress, Silent
 from data_shards.sources import textbook
@@ -18,33 +17,14 @@ BUNDLED = "tg"  # the task that the bundled table has values for
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Polymers with the value of a task.
+class Labels(PropertyTable):
+    """Polymers with the value of a task, in its unit; name is the task's.
 
     Attributes:
         task: the property.
-        name: of the task.
-        path, column: where the values stand.
-        psmiles: (P,) canonical P-SMILES of the first row of each polymer.
-        groups: (P,) canonical names, each once.
-        values: (P,) mean of the rows of each polymer, in the task's unit.
-        spread: (P,) largest minus smallest value of the rows of each polymer; 0 where it has one row.
-        fold: (P,) as the table gives it, or None.
-        refused: rows that cannot be used, with the reason.
-        counts: how many rows there are, and what became of them.
     """
 
     task: Task
-    name: str
-    path: str
-    column: str
-    psmiles: tuple[str, ...]
-    groups: tuple[str, ...]
-    values: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    fold: NDArray[np.int64] | None
-    refused: tuple[RefusedRow, ...]
-    counts: dict[str, int]
 
 
 def load(
@@ -69,19 +49,7 @@ def load(
     path = textbook().path if data is None else data
     table = read_table(task.name, path, column, limit, bars or Silent(), (task.name, *task.columns), "--column")
     _check(task, table)
-    return Labels(
-        task,
-        task.name,
-        table.path,
-        table.column,
-        table.canonical,
-        table.groups,
-        table.values,
-        table.spread,
-        table.fold,
-        table.refused,
-        table.rows,
-    )
+    return Labels(**vars(table), task=task)
 
 
 def _check(task: Task, table: PropertyTable) -> None:
@@ -106,4 +74,4 @@ def _reason(row: RefusedRow) -> str:
     return row.reason.partition(";")[0]
 
 
-__all__ = ["Labels", "RefusedRow", "load"]
+__all__ = ["Labels", "load"]

@@ -74,7 +74,7 @@ def test_rows_become_polymers_and_refused_rows_keep_their_reason(tmp_path: Path)
     path = csv(tmp_path / "t.csv", *several("*OCC*,14", "*CCCC*,3", "*CC,1", "*CC(*)Br,", "*CC(*)I,high", "*CC(*)I,inf", "zz*,1"))
     found = load("tg", path)
     assert len(found.groups) == len(set(found.groups)) == len(POLYMERS)
-    by_name = dict(zip(found.psmiles, zip(found.values, found.spread, strict=True), strict=True))
+    by_name = dict(zip(found.canonical, zip(found.values, found.spread, strict=True), strict=True))
     assert by_name["*C*"] == (2.0, 2.0), "canonical, mean of 1 and 3"
     assert by_name["*CCO*"] == (9.0, 10.0)
     assert by_name["*CC(*)C"] == (2.0, 0.0)
@@ -84,7 +84,7 @@ def test_rows_become_polymers_and_refused_rows_keep_their_reason(tmp_path: Path)
     assert reasons[0].startswith("has 1 stars")
     assert reasons[2] == "has no finite number in column value, but 'high'"
     assert reasons[4].startswith("RDKit cannot read")
-    assert found.counts["rows"] == 13 == len(found.groups) + len(found.refused) + found.counts["of a polymer that came before"]
+    assert found.rows["rows"] == 13 == len(found.groups) + len(found.refused) + found.rows["of a polymer that came before"]
     assert len(load("tg", path, limit=6).refused) == 0
 
 

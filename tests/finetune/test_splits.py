@@ -126,5 +126,5 @@ def test_neither_side_of_a_validation_part_is_empty() -> None:
 
 def test_folds_of_public_tables_never_part_a_polymer(shared_data: Path) -> None:
     found = load("eps", str(shared_data / "property" / "eps.csv"))
-    assert found.counts["in another fold than the first row of their polymer"] == 0
+    assert found.rows["in another fold than the first row of their polymer"] == 0
     assert np.array_equal(split(found, "folds", 0), found.fold)
