@@ -48,9 +48,10 @@ DEMO := runs/demo
 DEMO_LIMIT ?= 120
 DEMO_UNITS ?= 20
 DEMO_STEPS ?= 240
+DEMO_POLYMERS ?= 266
 STRUCTURES := $(DEMO)/polystyrene-100.sdf $(DEMO)/polylactide-50.sdf $(DEMO)/pmma-50.sdf
 
-demo: $(DEMO)/report.html  ## bundled polymers > shards > pretraining > conformations > evaluation > runs/demo/report.html
+demo: $(DEMO)/report.html  ## bundled polymers > shards > pretraining > conformations > evaluation > Tg > runs/demo/report.html
 	@echo "done: shards, checkpoint, metrics.jsonl, structures and evaluation lie in $(DEMO); open $(DEMO)/report.html; 'make clean' removes them"
 
 $(DEMO)/shards/manifest.json: | $(STAMP)
@@ -70,7 +71,10 @@ $(STRUCTURES): $(DEMO)/.trained
 $(DEMO)/eval/results.json: $(DEMO)/.trained
 	$(PY) -m foundation.evaluate --checkpoint $(DEMO)/model --shards $(DEMO)/shards --split test --out $(@D) --overwrite
 
-$(DEMO)/report.html: $(DEMO)/eval/results.json $(STRUCTURES)
+$(DEMO)/property/results.json: $(DEMO)/.trained
+	$(PY) -m finetune.property --task tg --checkpoint $(DEMO)/model --out $(@D) --limit $(DEMO_POLYMERS) --members 2 --workers 0 --overwrite
+
+$(DEMO)/report.html: $(DEMO)/eval/results.json $(STRUCTURES) $(DEMO)/property/results.json
 	$(PY) -m foundation.report $(DEMO) --overwrite
 
 test: $(STAMP)  ## the default suite: CPU, no network; PROCESSES=2 at once (tests/conftest.py: which tests share one)

@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    file: Annotated[Path, typer.Argument(help="cluster/pretrain.yaml, cluster/preprocess.yaml, cluster/smoke.yaml or one of yours")],
+    file: Annotated[Path, typer.Argument(help="a file of cluster/ such as cluster/pretrain.yaml, or one of yours")],
     assignments: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="field of the file (out=runs/x, resources.num_workers=2) or recipe (train.lr=1e-3)"),
@@ -45,13 +45,16 @@ def main(
 
     Exit 0 done, 2 bad input, 3 stopped but resumable.
     """
-    from cluster.spec import PreprocessSpec, SmokeSpec, load_spec
+    from cluster.spec import FinetuneSpec, PreprocessSpec, SmokeSpec, load_spec
 
     spec = load_spec(file, assignments or [])
     if isinstance(spec, PreprocessSpec):
         build_shards(dict(spec.build), dry_run=dry_run)
         return
     with connected() as resources:
+        if isinstance(spec, FinetuneSpec):
+            finetune(dict(spec.property), resources, dry_run=dry_run)
+            return
         pretrain(spec, resources, dry_run=dry_run, build=spec.build if isinstance(spec, SmokeSpec) else None)
 
 
@@ -82,15 +85,31 @@ def pretrain(spec: PretrainSpec | SmokeSpec, resources: dict[str, float], *, dry
 def build_shards(options: dict[str, object], *, dry_run: bool) -> None:
     """`python -m data_shards.build` with options from a YAML, on the cluster of this job."""
     from cluster.paths import resolve
-    from cluster.spec import build_arguments
+    from cluster.spec import build_options, command_arguments
     from data_shards.build import app as build
 
     for name in ("input", "out", "to_test", "hold_out"):
         if options.get(name):
             options[name] = resolve(str(options[name]))
-    arguments = build_arguments(options) + (["--dry-run"] if dry_run else [])
+    arguments = command_arguments(options, build_options()) + (["--dry-run"] if dry_run else [])
     say([f"data_shards.build {' '.join(arguments)}"])
     build(arguments, standalone_mode=False)
+
+
+def finetune(options: dict[str, object], resources: dict[str, float], *, dry_run: bool) -> None:
+    """`python -m finetune.property` with options from a YAML; its fits are tasks on the cluster of this job."""
+    from cluster.paths import resolve
+    from cluster.spec import command_arguments, property_options
+    from finetune.property import app as command
+    from foundation.train.released import SMALL
+
+    options = {"workers": max(int(resources.get("CPU", 1)), 1), "out": f"runs/{options.get('task', 'tg')}", **options}
+    for name in ("data", "out", "checkpoint"):
+        if options.get(name) and options[name] != SMALL:
+            options[name] = resolve(str(options[name]))
+    arguments = command_arguments(options, property_options()) + (["--dry-run"] if dry_run else [])
+    say([f"finetune.property {' '.join(arguments)}"])
+    command(arguments, standalone_mode=False)
 
 
 @contextmanager

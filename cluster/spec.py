@@ -55,6 +55,13 @@ class PreprocessSpec(Strict):
     build: dict[str, Any] = Field(description="options of `python -m data_shards.build`, with underscores")
 
 
+class FinetuneSpec(Strict):
+    """A property head on a pretrained model, cross-validated, as a job."""
+
+    kind: Literal["finetune"]
+    property: dict[str, Any] = Field(description="options of `python -m finetune.property`, with underscores")
+
+
 class PretrainSpec(Strict):
     """Shards to a pretrained model, as a job."""
 
@@ -77,12 +84,16 @@ class SmokeSpec(PretrainSpec):
     build: dict[str, Any] = Field(description="options of `python -m data_shards.build`, with underscores; its out is `shards`")
 
 
-Spec = PreprocessSpec | PretrainSpec | SmokeSpec
-KINDS: dict[str, type[PreprocessSpec] | type[PretrainSpec]] = {
+Spec = PreprocessSpec | FinetuneSpec | PretrainSpec | SmokeSpec
+KINDS: dict[str, type[PreprocessSpec] | type[FinetuneSpec] | type[PretrainSpec]] = {
     "preprocess": PreprocessSpec,
+    "finetune": FinetuneSpec,
     "pretrain": PretrainSpec,
     "smoke": SmokeSpec,
 }
+
+
+GROUPS = {"build": "limit=8", "property": "task=tg", "overrides": "train.num_steps=100"}  # whose keys are not checked by a model; one each
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -145,7 +156,7 @@ def load_spec(path: Path, assignments: Sequence[str]) -> Spec:
         spec = model.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {_sentence(error, model)}") from None
-    _check_build(path, spec)
+    _check_options(path, spec)
     return spec
 
 
@@ -168,7 +179,7 @@ def _assign(content: dict[str, Any], assignment: str, model: type[BaseModel]) ->
         if "overrides" not in model.model_fields or len(parts) == 1:
             raise InputError(f"unknown key {key!r}{_nearest(key, model.model_fields)}")
         parts = ["overrides", key]
-    elif parts[0] in ("overrides", "build"):
+    elif parts[0] in GROUPS:
         parts = [parts[0], ".".join(parts[1:])]
     target: Any = content
     for depth, part in enumerate(parts[:-1]):
@@ -181,7 +192,7 @@ def _assign(content: dict[str, Any], assignment: str, model: type[BaseModel]) ->
 
 
 def _example(group: str) -> str:
-    return {"build": "limit=8", "overrides": "train.num_steps=100"}[group]
+    return GROUPS[group]
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -219,25 +230,44 @@ def build_options() -> Mapping[str, Any]:
     return inspect.signature(main).parameters
 
 
-def _check_build(path: Path, spec: Spec) -> None:
-    """Every key of `build` must be an option of the command."""
-    if not isinstance(spec, PreprocessSpec | SmokeSpec):
+def property_options() -> Mapping[str, Any]:
+    """Options of `python -m finetune.property`, by name."""
+    import inspect
+
+    from finetune.property import main
+
+    return inspect.signature(main).parameters
+
+
+def _check_options(path: Path, spec: Spec) -> None:
+    """Every key of `build` or `property` must be an option of the command."""
+    if isinstance(spec, FinetuneSpec):
+        group, given, known = "property", spec.property, list(property_options())
+    elif isinstance(spec, PreprocessSpec | SmokeSpec):
+        group, given = "build", spec.build
+        known = [name for name in build_options() if not (isinstance(spec, SmokeSpec) and name == "out")]
+    else:
         return
-    known = [name for name in build_options() if not (isinstance(spec, SmokeSpec) and name == "out")]
-    for key in spec.build:
+    for key in given:
         if key not in known:
-            raise InputError(f"{path}: unknown key 'build.{key}'{_nearest(key, known)}")
+            raise InputError(f"{path}: unknown key '{group}.{key}'{_nearest(key, known)}")
     if isinstance(spec, PreprocessSpec) and not spec.build.get("out"):
         raise InputError(f"{path}: build.out is missing; name the folder that the shards go to")
 
 
-def build_arguments(build: Mapping[str, Any]) -> list[str]:
-    """Options of a YAML as the command line of `python -m data_shards.build`."""
+def command_arguments(options: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Options of a YAML as a command line.
+
+    Args:
+        options: as written.
+        known: of the command, by name, as build_options gives them: what is on by default is turned off by --no-NAME.
+    """
     arguments = []
-    for key, value in build.items():
+    for key, value in options.items():
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
-            arguments += [flag] if value else []
+            off = [f"--no-{flag[2:]}"] if known[key].default is True else []
+            arguments += [flag] if value else off
         elif isinstance(value, Mapping):  # quality: {heavy_clash: 0.7}
             arguments += [word for name, setting in value.items() for word in (flag, f"{name}={setting}")]
         elif isinstance(value, list):

@@ -16,11 +16,13 @@ from data_shards.chem.fingerprint import BITS, backbone_shape, morgan_counts
 from data_shards.crew import Crash, crew
 from data_shards.errors import PolymerError
 from data_shards.progress import Progress
+from data_shards.schema import UnitTopology
 
 POLYMERS_PER_TASK = 32
 TIME_LIMIT_SEC = 300.0
+BLOCK = 256  # polymers compared at a time, which bounds memory
 
-Row = tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32]]  # counts, descriptors, shape
+Row = tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32], UnitTopology]  # counts, descriptors, shape
 SHAPE = ("heavy atoms", "backbone atoms", "backbone share", "ring share of the backbone")  # of fingerprint.backbone_shape
 
 
@@ -43,6 +45,7 @@ class Features:
         descriptors: (K, F) per heavy atom, NaN where RDKit has no value.
         shape: (K, 4) SHAPE.
         refused: the others.
+        units: (K,) graphs of the repeat units; empty where they were read from a file.
     """
 
     kept: NDArray[np.int64]
@@ -50,6 +53,7 @@ class Features:
     descriptors: NDArray[np.float32]
     shape: NDArray[np.float32]
     refused: tuple[Refused, ...]
+    units: tuple[UnitTopology, ...] = ()
 
     @property
     def atoms(self) -> NDArray[np.int64]:
@@ -88,8 +92,9 @@ def features(psmiles: Sequence[str], workers: int | None, bars: Progress) -> Fea
     descriptors = np.zeros((len(kept), len(table()[0])), dtype=np.float32)
     shape = np.zeros((len(kept), len(SHAPE)), dtype=np.float32)
     for place, index in enumerate(kept.tolist()):
-        counts[place], descriptors[place], shape[place] = rows[index]
-    return Features(kept, counts, descriptors, shape, tuple(sorted(refused, key=lambda one: one.index)))
+        counts[place], descriptors[place], shape[place], _ = rows[index]
+    units = tuple(rows[index][3] for index in kept.tolist())
+    return Features(kept, counts, descriptors, shape, tuple(sorted(refused, key=lambda one: one.index)), units)
 
 
 def _chunks(psmiles: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
@@ -106,7 +111,7 @@ def _rows(chunk: list[tuple[int, str]]) -> list[Row | str]:
     for _, psmiles in chunk:
         try:
             unit = unit_graph(psmiles)
-            found.append((morgan_counts(unit), unit_descriptors(unit), backbone_shape(unit)))
+            found.append((morgan_counts(unit), unit_descriptors(unit), backbone_shape(unit), unit))
         except PolymerError as error:
             found.append(error.detail)
         except ValueError as error:  # RDKit refuses the chain although it reads the unit
@@ -130,6 +135,7 @@ class Neighbours:
     def __init__(self, counts: NDArray[np.integer], atoms: NDArray[np.integer]) -> None:
         from scipy.sparse import csc_array
 
+        self._counts, self._atoms = counts, atoms
         per_atom = counts / np.maximum(atoms, 1)[:, None]
         self._columns, self._sums = csc_array(per_atom), per_atom.sum(1)
 
@@ -153,6 +159,16 @@ class Neighbours:
         similarity = self.similarity(counts, atoms)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(similarity, order, axis=1)
+
+    def usual(self, percent: float) -> float:
+        """Similarity to the nearest other polymer that this share of these polymers falls short of; 0 for a single one."""
+        nearest = []
+        for start in range(0, len(self._sums), BLOCK):
+            rows = slice(start, min(start + BLOCK, len(self._sums)))
+            block = self.similarity(self._counts[rows], self._atoms[rows])
+            block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = 0.0
+            nearest.append(block.max(axis=1))
+        return float(np.percentile(np.concatenate(nearest), percent)) if len(self._sums) > 1 else 0.0
 
 
 __all__ = ["BITS", "SHAPE", "Features", "Neighbours", "Refused", "features", "morgan_counts"]

@@ -83,6 +83,17 @@ def _inject(objective: nn.Module, settings: LoraSettings) -> None:
         parameter.requires_grad_(name in factors)
 
 
+def merge(objective: nn.Module) -> None:
+    """Add every adapter to the weights underneath, in place: W + (alpha / rank) B A. The names are then as before attach."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(objective.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()  # type: ignore[attr-defined]
+            parent, _, own = name.rpartition(".")
+            setattr(objective.get_submodule(parent), own, layer.get_base_layer())
+
+
 def adapter_weights(objective: nn.Module) -> dict[str, Tensor]:
     """The factors by name: A (rank, in) and B (out, rank) of every layer with an adapter."""
     return {name: value for name, value in objective.named_parameters() if f".lora_A.{NAME}." in name or f".lora_B.{NAME}." in name}

@@ -58,6 +58,9 @@ def main(
         print(f"{name}, {released.num_bytes(weights) / 1e6:.2f} MB in bf16, {'with' if results else 'without'} metrics")
         print(f"dry run: nothing was written to {out}")
         return
+    polymers = polymers_of(facts, state.fingerprint)
+    if not polymers:
+        print(f"the shards of this run cannot be read, so {released.POLYMERS} is left out and leaks cannot be checked")
     words = hardware or facts.get("hardware") or f"{facts.get('machine', 'unknown')}, not recorded more exactly"
 
     def beside(sha256: str, num_bytes: int) -> dict[str, bytes]:
@@ -65,7 +68,7 @@ def main(
             out.name, config, facts, metrics, state.step, state.samples_seen, state.fingerprint,
             num_parameters, num_bytes, sha256, words, results, evaluated,
         )  # fmt: skip
-        files = {card.CARD: card.card(seen).encode(), card.CURVE: card.curve(metrics)}
+        files = {card.CARD: card.card(seen).encode(), card.CURVE: card.curve(metrics), **polymers}
         return files if results is None else {**files, card.RESULTS: (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()}
 
     sha256 = released.write(out, weights, state, beside)
@@ -101,6 +104,25 @@ def run_of(checkpoint: Path) -> Path:
         if (folder / RUN).is_file():
             return folder
     raise InputError(f"--checkpoint {checkpoint} belongs to no folder with {RUN}; pass a run folder of foundation.pretrain, such as runs/y")
+
+
+def polymers_of(facts: dict[str, Any], fingerprint: str) -> dict[str, bytes]:
+    """polymers.json by name; nothing where the shards of the run are not where they were."""
+    from data_shards.reader import open_shards
+    from foundation.errors import InputError
+    from foundation.train.released import POLYMERS
+
+    if not isinstance(facts.get("shards"), str):
+        return {}
+    try:
+        shards = open_shards(facts["shards"])
+    except InputError:
+        return {}
+    if shards.fingerprint != fingerprint:
+        return {}
+    splits = [split for split in ("train", "val") if split in shards.manifest.splits]
+    found = {split: sorted({entry.group for entry in shards.samples(split)}) for split in splits}
+    return {POLYMERS: (json.dumps(found, indent=0) + "\n").encode()}
 
 
 def read_evaluation(path: Path, config: RunConfig, average: dict[str, Tensor], weights: dict[str, Tensor]) -> tuple[dict[str, Any], str]:

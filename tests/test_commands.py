@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHEBANG = "#!/usr/bin/env -S python -m cluster.launch"
 HEAVY = ("torch", "ray", "rdkit", "openmm", "deepspeed", "webdataset", "wandb", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn")
-# the finetune commands join with their own issues
+# finetune.design and finetune.propose join with their own issue
 CONTRACT = {
     "data_shards.build": ("--input", "--source", "--out", "--num-units", "--conformers", "--engine", "--workers", "--limit", "--dry-run"),
     "data_shards.show": (),
@@ -25,6 +25,19 @@ CONTRACT = {
     "foundation.probe": ("--checkpoint", "--shards", "--table", "--out", "--limit", "--seed", "--device", "--dry-run", "--overwrite"),
     "foundation.report": ("--out", "--overwrite", "--dry-run"),
     "foundation.release": ("--checkpoint", "--out", "--evaluation", "--dry-run", "--overwrite"),
+    "finetune.property": (
+        "--task",
+        "--data",
+        "--column",
+        "--checkpoint",
+        "--out",
+        "--adapter",
+        "--rank",
+        "--limit",
+        "--dry-run",
+        "--overwrite",
+    ),
+    "finetune.predict": ("--model", "--psmiles", "--input", "--out", "--limit", "--dry-run", "--overwrite"),
     "cluster.launch": ("--dry-run",),
 }
 
@@ -82,7 +95,7 @@ def job_files() -> list[Path]:
 
 
 def test_the_job_files_are_there() -> None:
-    assert {path.name for path in job_files()} >= {"pretrain.yaml", "smoke.yaml", "preprocess.yaml"}
+    assert {path.name for path in job_files()} >= {"pretrain.yaml", "smoke.yaml", "preprocess.yaml", "finetune_tg.yaml"}
 
 
 @pytest.mark.parametrize("path", job_files(), ids=lambda path: path.name)

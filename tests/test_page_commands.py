@@ -74,7 +74,8 @@ TINY_BUILD = "--workers 0 --num-units 4 --conformers 1"
 COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     # README, top to bottom; what is run later finds what was made before
     "make demo": Run(
-        "DEMO_LIMIT=30 DEMO_UNITS=4 DEMO_STEPS=2 POLYMER=\"--psmiles '*CC*' --num-units 3\" PY=python STAMP=.installed PROCESSES=1"
+        "DEMO_LIMIT=30 DEMO_UNITS=4 DEMO_STEPS=2 DEMO_POLYMERS=30 POLYMER=\"--psmiles '*CC*' --num-units 3\""
+        " PY=python STAMP=.installed PROCESSES=1"
     ),
     "make test": NotHere("it is what runs this test"),
     "make install": NotHere("downloads; .ci/run does it before every change"),
@@ -104,6 +105,15 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     ),
     "python -m foundation.report runs/first --overwrite": Run(),
     "python -m foundation.embed --checkpoint runs/first --input polymers.csv --out embeddings.parquet": Run("--num-units 3"),
+    "python -m finetune.property --task tg": Run("--limit 40 --workers 0 --members 1"),
+    "python -m finetune.predict --model runs/tg --psmiles '*CC(*)c1ccccc1'": Run(),
+    # docs/properties.md
+    "python -m finetune.property --task tg --data my.csv --column tg_celsius --out runs/mine": Run("--workers 0 --members 1 --limit 30"),
+    "python -m finetune.predict --model runs/tg --psmiles '*CC(*)c1ccccc1' --psmiles '*CC*'": Run(),
+    "python -m finetune.predict --model runs/tg --input polymers.csv --out predictions.csv": Run("--workers 0"),
+    "ray job submit cluster/finetune_tg.yaml": Run(
+        instead="python -m cluster.launch cluster/finetune_tg.yaml property.limit=30 property.members=1 property.out=runs/tg-job"
+    ),
     "export RAY_AUTH_MODE=token && ray get-auth-token --generate": NotHere("writes a token into the home folder"),
     "ray start --head --disable-usage-stats": HEAD,
     "ray job submit cluster/smoke.yaml": HEAD,
@@ -361,6 +371,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "polymers.csv").write_text("\n".join(["psmiles", *polymers]) + "\n")
     for name in ("tg", "egc", "heldout"):
         (tmp_path / f"{name}.csv").write_text("psmiles,value\n*CC(*)C,1\n")
+    shutil.copy2(ROOT / "data_shards" / "sources" / "textbook.csv", tmp_path / "my.csv")
     (tmp_path / "chains.sdf").write_text(three_chains())
     (tmp_path / ".installed").touch()  # newer than what was copied: make must not install the copy into the environment of the tests
     yield tmp_path

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rdkit.Chem import rdFingerprintGenerator
 
 from data_shards.chem.oligomer import heavy_chain
-from data_shards.chem.topology import backbone, graph_distances, ring_bonds
-from data_shards.schema import UnitTopology
+from data_shards.chem.topology import backbone, bonds_through, ring_bonds
+from data_shards.schema import UnitTopology, unit_slots
 
 RADIUS, BITS = 3, 2048
 
@@ -35,6 +35,21 @@ def morgan_counts(topology: UnitTopology, radius: int = RADIUS, bits: int = BITS
     return longer.astype(np.int32) - shorter.astype(np.int32)
 
 
+def centred_environments(topology: UnitTopology, radius: int = RADIUS, bits: int = BITS) -> list[list[int]]:
+    """Of each slot of a unit the folded environments that are centred on it, in a chain so long that none sees an end; stars have none.
+
+    Every environment is listed, also one that covers the same bonds as another and that morgan_counts therefore does not count again.
+    """
+    num_units = 2 * _free_of_ends(topology, radius) + 1
+    output = rdFingerprintGenerator.AdditionalOutput()
+    output.AllocateAtomToBits()
+    _generator(radius, bits).GetCountFingerprint(heavy_chain(topology, num_units), additionalOutput=output)
+    atoms = unit_slots(topology.key_atoms, topology.num_atoms, num_units)[num_units // 2]
+    stars = set(topology.key_atoms[[0, 3]].tolist())
+    own = output.GetAtomToBits()
+    return [[] if slot in stars else list(own[int(atom)]) for slot, atom in enumerate(atoms)]
+
+
 def _free_of_ends(topology: UnitTopology, radius: int) -> int:
     """Units of the shortest chain in which no environment sees both ends: 2 * radius + 2 atoms of its backbone, and a unit to spare."""
     return 1 + -(-(2 * radius + 2) // _length(topology))
@@ -42,8 +57,7 @@ def _free_of_ends(topology: UnitTopology, radius: int) -> int:
 
 def _length(topology: UnitTopology) -> int:
     """Atoms of the shortest path through a unit."""
-    star0, star1 = topology.key_atoms[[0, 3]]
-    return int(graph_distances(topology)[star0, star1]) - 1
+    return bonds_through(topology) - 1
 
 
 def backbone_shape(topology: UnitTopology) -> NDArray[np.float32]:
@@ -64,4 +78,4 @@ def _generator(radius: int, bits: int) -> Any:
     return rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
 
 
-__all__ = ["BITS", "RADIUS", "backbone_shape", "morgan_counts"]
+__all__ = ["BITS", "RADIUS", "backbone_shape", "centred_environments", "morgan_counts"]

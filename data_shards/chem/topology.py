@@ -42,12 +42,27 @@ def _without(bonded: NDArray[np.bool_], i: int, j: int) -> NDArray[np.bool_]:
 
 
 def ring_sizes_of_bonds(topology: UnitTopology) -> NDArray[np.int64]:
-    """(m,) size of the smallest ring that each bond lies in, 0 for acyclic bonds."""
+    """(m,) size of the smallest ring that each bond lies in, 0 for acyclic bonds.
+
+    From one end of each bond to the other by other bonds, all bonds at once: only the first step could take the bond itself.
+    """
     bonded = adjacency(topology)
-    sizes = np.zeros(len(topology.bonds), dtype=np.int64)
-    for k, (i, j) in enumerate(topology.bonds):
-        around = _distances_from(_without(bonded, i, j), int(i))[j]
-        sizes[k] = around + 1 if around < 255 else 0
+    first, last = topology.bonds.T
+    place = np.arange(len(first))
+    sizes = np.zeros(len(first), dtype=np.int64)
+    front = bonded[first]
+    front[place, last] = False
+    reached = front.copy()
+    reached[place, first] = True
+    weights = bonded.astype(np.float32)
+    size = 2
+    while len(place):
+        front = ((front.astype(np.float32) @ weights) > 0) & ~reached
+        size += 1
+        there = front[np.arange(len(place)), last[place]]
+        sizes[place[there]] = size
+        going = ~there & front.any(axis=1)
+        place, front, reached = place[going], front[going], (reached | front)[going]
     return sizes
 
 
@@ -95,9 +110,15 @@ def smallest_ring_size(topology: UnitTopology) -> NDArray[np.int64]:
 
 def backbone(topology: UnitTopology) -> NDArray[np.bool_]:
     """(n,) True for slots on a shortest path between the stars."""
-    hops = graph_distances(topology).astype(np.int64)
-    star0, star1 = topology.key_atoms[0], topology.key_atoms[3]
-    return np.asarray(hops[star0] + hops[star1] == hops[star0, star1])
+    bonded = adjacency(topology)
+    star0, star1 = int(topology.key_atoms[0]), int(topology.key_atoms[3])
+    one, other = (_distances_from(bonded, star).astype(np.int64) for star in (star0, star1))
+    return np.asarray(one + other == one[star1])
+
+
+def bonds_through(topology: UnitTopology) -> int:
+    """Bonds of the shortest path between the stars."""
+    return int(_distances_from(adjacency(topology), int(topology.key_atoms[0]))[topology.key_atoms[3]])
 
 
 def rotatable_bonds(topology: UnitTopology) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

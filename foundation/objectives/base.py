@@ -78,6 +78,7 @@ class Capabilities:
 class Objective(Protocol):
     """An nn.Module with these methods. ``forward`` is ``loss`` so that distributed engines can wrap the module.
 
+    ``embed`` reads the shapes of a Batch; of a Condition without coordinates it says what graph, sequence and length tell.
     An objective may also have ``score_networks``, the modules whose forward passes are counted as network calls, and, with
     ``capabilities.likelihood``, ``log_prob(batch)``: (B,) log density in nat of the batch's heavy-atom coordinates.
     """
@@ -88,4 +89,4 @@ class Objective(Protocol):
 
     def sample(self, condition: Condition, num: int, rng: torch.Generator) -> Samples: ...
 
-    def embed(self, batch: Batch) -> Embeddings: ...
+    def embed(self, given: Condition) -> Embeddings: ...

@@ -99,7 +99,8 @@ def read_run(folder: Path) -> RunFiles:
     if "shards" in found.places:
         found.funnel = _json(found, "funnel", [Path(found.places["shards"]).with_name("funnel.json")])
     found.results = _json(found, "evaluation", [base / "eval" / "results.json" for base in beside])
-    found.property = _json(found, "property", [base / "property" / "results.json" for base in beside])
+    own = [folder / "results.json"] if (folder / "problem.npz").is_file() else []  # the folder of finetune.property itself
+    found.property = _json(found, "property", own + [base / "property" / "results.json" for base in beside])
     for base in beside:
         path = base / "design" / "candidates.csv"
         if not found.candidates and path.is_file():

@@ -76,6 +76,15 @@ METRICS: dict[str, Metric] = {
     ),
     "probe/failed": Metric("1 where the probes could not be measured, else 0", "mean,last"),
     "probe/seconds": Metric("wall clock of measuring them, in which training waits", "mean"),
+    "property/rmse": Metric(
+        "root mean squared error on a fold of finetune.property, in the unit of the task; the step counts folds", "mean"
+    ),
+    "property/mae": Metric("mean absolute error on it", "mean"),
+    "property/r2": Metric("1 - squared error over squared deviation of the fold's own values", "mean"),
+    "property/spearman": Metric("rank correlation on the fold", "mean"),
+    "property/coverage": Metric("share of the fold's values inside their intervals", "mean"),
+    "property/untrained_error": Metric("error that the task is judged by, of the same heads on an untrained network", "mean"),
+    "property/lightgbm_error": Metric("the same of gradient-boosted trees on fingerprints", "mean"),
     "memory/host_peak_mib": Metric("most memory that the process of rank 0 has had, MiB", "max"),
     "memory/device_peak_mib": Metric("most memory that its tensors have had on the GPU, MiB; absent without one", "max"),
     "sample/failed": Metric("1 where the sampled chain could not be made, else 0 (track.samples_every)", "mean,last"),

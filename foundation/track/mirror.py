@@ -235,7 +235,7 @@ def _init(wandb: Any, out: Path, mode: str, project: str, run_id: str, facts: Ma
         name=out.resolve().name,
         id=run_id,
         resume="allow",
-        job_type="pretrain",
+        job_type=str(run.get("job_type", "pretrain"))[:64],
         tags=list(dict.fromkeys(tags)),
         mode=mode,
         settings=settings,

@@ -3,7 +3,8 @@
     foundation/weights/small/
         model.safetensors   averaged weights, bf16; what is not trained keeps its type
         config.json         sha256 of the weights, configuration, step, fingerprint of the shards, versions; no path, no address
-        card.md, curve.png, results.json    for people
+        polymers.json       canonical names of the polymers that it was trained and validated on, for leak checks; not always there
+    card.md, curve.png, results.json    for people
 
 Nothing is unpickled, and nothing that a file says decides which other file is read. Weights are used in fp32, like those of a run.
 """
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 SMALL = "small"
 WEIGHTS = Path(__file__).parents[1] / "weights"
-MODEL, CONFIG = "model.safetensors", "config.json"
+MODEL, CONFIG, POLYMERS = "model.safetensors", "config.json", "polymers.json"
 FORMAT = 1
 FIELDS = frozenset({"format", "sha256", "config", "step", "samples_seen", "fingerprint", "versions"})
 LARGEST_BYTES = 25_000_000

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster.spec import PreprocessSpec, PretrainSpec, SmokeSpec, build_arguments, load_spec
+from cluster.spec import (
+    FinetuneSpec,
+    PreprocessSpec,
+    PretrainSpec,
+    SmokeSpec,
+    build_options,
+    command_arguments,
+    load_spec,
+    property_options,
+)
 from data_shards.errors import InputError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -36,8 +45,19 @@ def test_assignments_reach_the_build() -> None:
 
 
 def test_build_options_become_flags() -> None:
-    arguments = build_arguments({"num_units": 5, "overwrite": True, "dry_run": False, "column": None, "out": "x"})
+    options = {"num_units": 5, "overwrite": True, "dry_run": False, "column": None, "out": "x"}
+    arguments = command_arguments(options, build_options())
     assert arguments == ["--num-units", "5", "--overwrite", "--out", "x"]
+
+
+def test_a_property_job_says_what_the_command_understands() -> None:
+    spec = load_spec(CLUSTER / "finetune_tg.yaml", ["property.data=my.csv", "property.baseline=false", "property.members=2"])
+    assert isinstance(spec, FinetuneSpec)
+    arguments = command_arguments(spec.property, property_options())
+    expected = ["--task", "tg", "--out", "runs/tg", "--checkpoint", "small", "--data", "my.csv", "--no-baseline", "--members", "2"]
+    assert arguments == expected
+    with pytest.raises(InputError, match=r"unknown key 'property\.chekpoint'; did you mean 'checkpoint'"):
+        load_spec(CLUSTER / "finetune_tg.yaml", ["property.chekpoint=x"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from foundation.evaluation.baselines import pick_shapes
 from foundation.evaluation.chains import assemble_chains
 from foundation.geometry.assembly import assemble_links, chain_coordinates, condition_layout
 from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
-from foundation.objectives.polyconfm.model import pick_seeds
+from foundation.objectives.polyconfm.view import pick_seeds
 from foundation.sampling.request import ChainRequest, read_request
 
 FIXTURES = (

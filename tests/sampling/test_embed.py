@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from data_shards.chem.repeat_unit import unit_graph
 from data_shards.progress import Silent
 from foundation.embed import app
 from foundation.errors import PolymerError
 from foundation.sampling import growth
-from foundation.sampling.embedding import embed_polymers
+from foundation.sampling.embedding import UNITS_WITHOUT_SHAPE, embed_generated, embed_graphs, embed_polymers, graph_condition
+from foundation.train.checkpoint import load_model
 from tests.sampling.conftest import LibraryObjective, request_of, run_command
 
 CPU = torch.device("cpu")
@@ -90,3 +92,42 @@ def test_nothing_is_written_where_nothing_can_be(model: LibraryObjective, tmp_pa
     table.write_text("psmiles\n*CC*\n")
     assert run_command(app, "--checkpoint", "y", "--input", str(table), "--out", str(out), "--dry-run") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_embeddings_of_graphs_do_not_depend_on_the_batch() -> None:
+    units = [unit_graph(psmiles) for psmiles in ("*CC(*)c1ccccc1", "*CC*", "*OCC(=O)*", "*CC(*)C(=O)OCCCC")]
+    model, _ = load_model("small")
+    whole = embed_graphs(model, units, 10_000, CPU, Silent())
+    single = embed_graphs(model, units, 1, CPU, Silent())
+    turned = embed_graphs(model, units[::-1], 10_000, CPU, Silent())[::-1]
+    np.testing.assert_allclose(whole, single, atol=2e-5)
+    np.testing.assert_allclose(whole, turned, atol=2e-5)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1
+    same = embed_graphs(model, [unit_graph("*CCCC*")], 1, CPU, Silent())
+    np.testing.assert_allclose(same[0], single[1], atol=2e-5)
+
+
+def test_a_chain_without_shapes_has_an_embedding_with_a_gradient() -> None:
+    model, _ = load_model("small")
+    condition = graph_condition(unit_graph("*CC(*)c1ccccc1"))
+    found = model.embed(condition)
+    assert found.unit.shape[0] == UNITS_WITHOUT_SHAPE
+    assert found.chain.shape[0] == 1
+    found.chain.sum().backward()
+    for part in ("graph", "sequence", "chain_class", "trunk.decoder"):
+        assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for n, p in model.named_parameters() if n.startswith(part)), part
+    assert all(p.grad is None or not p.grad.any() for n, p in model.named_parameters() if n.startswith(("local_head", "orientation_head")))
+
+
+def test_embeddings_of_generated_chains_are_means_over_those_that_were_made() -> None:
+    requests = [request_of("*CC(*)CC", 4), request_of("*CC(*)C", 4)]
+    both, refused = embed_generated(LibraryObjective(), requests, 2, 0, 10_000, CPU, Silent())
+    assert not refused
+    assert np.isfinite(both).all()
+    some, refused = embed_generated(LibraryObjective(fail=(0, 1)), requests, 2, 0, 10_000, CPU, Silent())
+    assert np.isnan(some[0]).all()
+    assert [refusal.psmiles for refusal in refused] == ["*CC(*)CC"]
+    np.testing.assert_array_equal(some[1], both[1])
+    one, _ = embed_generated(LibraryObjective(fail=(0,)), requests, 2, 0, 10_000, CPU, Silent())
+    assert np.isfinite(one[0]).all()
+    assert (one[0] != both[0]).any()

@@ -30,7 +30,7 @@ from foundation.objectives.polyconfm.orient_so3 import SO3Head
 from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
 from foundation.objectives.polyconfm.proposals import NUM_EXCHANGED, exchanged, polymer_hash
 from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
-from foundation.objectives.polyconfm.view import GraphView, UnitView
+from foundation.objectives.polyconfm.view import GraphView, UnitView, pick_seeds
 from foundation.objectives.polyconfm.windows import sample_in_windows
 
 LOCAL_HEADS = {"torsional": TorsionalHead, "cartesian": CartesianHead}
@@ -348,45 +348,22 @@ class PolyConFM(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------------------- embed
 
-    def embed(self, batch: Batch) -> Embeddings:
+    def embed(self, given: Condition) -> Embeddings:
         """Trunk context of every unit, all visible; of a chain its mean, class condition and 2-D view (C = 3 D). Even: mirror images agree.
 
+        A Condition that is no Batch has no shapes: every unit is masked, and what the trunk expects of it takes the place of its context.
         Probes read more from the three together than from the first alone (docs/results/probes.md).
         """
-        known = self.know(batch)
-        everything = torch.ones(len(batch.unit_chain), dtype=torch.bool, device=batch.chain_ptr.device)
-        x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms)
-        _, tokens = self.unit_tokens(batch, known, x_unit, everything)
-        context, _ = self.trunk.encode(tokens, known.klass, batch, everything)
-        return Embeddings(context.even, torch.cat([chain_mean(context.even, batch), known.klass.even, known.graph], -1))
-
-
-def pick_seeds(condition: Condition, chosen: Tensor, rng: torch.Generator) -> Tensor:
-    """(M, A, 3) a seed geometry for every chosen unit, drawn among those whose handedness agrees best with the unit's."""
-    assert condition.seed_x_unit_ang is not None, "a torsional head needs seed geometries"
-    assert condition.seed_mask is not None
-    seeds = condition.seed_x_unit_ang
-    chain = condition.unit_chain[chosen]
-    signs = seed_handedness(condition)  # (B, K, A)
-    wanted = to_dense(condition.handedness, condition.atom_ptr, condition.max_atoms)[chosen]
-    agree = (signs[chain] * wanted[:, None]).sum(-1)  # (M, K)
-    agree = agree.masked_fill(~condition.seed_mask[chain], -1e9)
-    best = agree >= agree.max(1, keepdim=True).values - 0.5
-    pick = torch.rand(best.shape, generator=rng, device=best.device).masked_fill(~best, -1.0).argmax(1)
-    return seeds[chain, pick]
-
-
-def seed_handedness(condition: Condition) -> Tensor:
-    """(B, K, A) sign of the triple product at the stereocentres of every seed geometry, 0 elsewhere."""
-    assert condition.seed_x_unit_ang is not None
-    seeds = condition.seed_x_unit_ang
-    chain = torch.repeat_interleave(torch.arange(condition.num_chains, device=seeds.device), condition.stereo_ptr.diff())
-    points = seeds[chain[:, None], :, condition.stereo_slot]  # (C, 4, K, 3)
-    arms = points[:, 1:] - points[:, :1]
-    volume = (arms[:, 0] * torch.linalg.cross(arms[:, 1], arms[:, 2])).sum(-1)  # (C, K)
-    signs = seeds.new_zeros(seeds.shape[:3])
-    signs[chain, :, condition.stereo_slot[:, 0]] = volume.sign()
-    return signs
+        known = self.know(given)
+        if isinstance(given, Batch):
+            everything = torch.ones_like(given.has_next)
+            x_unit = to_dense(given.x_unit_ang, given.atom_ptr, given.max_atoms)
+            _, tokens = self.unit_tokens(given, known, x_unit, everything)
+            context, _ = self.trunk.encode(tokens, known.klass, given, everything)
+        else:
+            nothing = torch.zeros_like(given.has_next)
+            context = self._decode(given, known, self.unit_tokens(given, known, given.handedness, nothing)[1], nothing)
+        return Embeddings(context.even, torch.cat([chain_mean(context.even, given), known.klass.even, known.graph], -1))
 
 
 def _centre(x_ang: Tensor, ptr: Tensor) -> tuple[Tensor, list[Failure]]:

@@ -95,3 +95,31 @@ def bonds_across(condition: Condition, classes: Tensor) -> Tensor:
     steps.diagonal(dim1=1, dim2=2).zero_()
     row = torch.arange(len(key), device=classes.device)
     return (steps[row, key[:, NBR1]][:, :, None] + 1 + steps[row, key[:, NBR0]][:, None]) * (own[:, :, None] & own[:, None])
+
+
+def pick_seeds(condition: Condition, chosen: Tensor, rng: torch.Generator) -> Tensor:
+    """(M, A, 3) a seed geometry for every chosen unit, drawn among those whose handedness agrees best with the unit's."""
+    assert condition.seed_x_unit_ang is not None, "a torsional head needs seed geometries"
+    assert condition.seed_mask is not None
+    seeds = condition.seed_x_unit_ang
+    chain = condition.unit_chain[chosen]
+    signs = seed_handedness(condition)  # (B, K, A)
+    wanted = to_dense(condition.handedness, condition.atom_ptr, condition.max_atoms)[chosen]
+    agree = (signs[chain] * wanted[:, None]).sum(-1)  # (M, K)
+    agree = agree.masked_fill(~condition.seed_mask[chain], -1e9)
+    best = agree >= agree.max(1, keepdim=True).values - 0.5
+    pick = torch.rand(best.shape, generator=rng, device=best.device).masked_fill(~best, -1.0).argmax(1)
+    return seeds[chain, pick]
+
+
+def seed_handedness(condition: Condition) -> Tensor:
+    """(B, K, A) sign of the triple product at the stereocentres of every seed geometry, 0 elsewhere."""
+    assert condition.seed_x_unit_ang is not None
+    seeds = condition.seed_x_unit_ang
+    chain = torch.repeat_interleave(torch.arange(condition.num_chains, device=seeds.device), condition.stereo_ptr.diff())
+    points = seeds[chain[:, None], :, condition.stereo_slot]  # (C, 4, K, 3)
+    arms = points[:, 1:] - points[:, :1]
+    volume = (arms[:, 0] * torch.linalg.cross(arms[:, 1], arms[:, 2])).sum(-1)  # (C, K)
+    signs = seeds.new_zeros(seeds.shape[:3])
+    signs[chain, :, condition.stereo_slot[:, 0]] = volume.sign()
+    return signs

@@ -1,0 +1,100 @@
+"""Which atoms of a repeat unit a prediction comes from, to first order.
+
+An atom's share is what the prediction of the Gaussian process would change by, to first order, if the atom were taken away: from the
+environments that are centred on it, and from its features in the 2-D encoder of the pretrained model. Descriptors and sizes belong to no
+atom and are left out, so shares do not add up to the prediction.
+
+Source: gradient times input, Shrikumar et al. 2017, arXiv:1704.02685.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.chem.fingerprint import centred_environments
+from data_shards.manifest import write_atomic
+from data_shards.schema import UnitTopology
+from finetune.polymers import Polymers
+from finetune.predictor import Predictor
+
+COLUMNS = 5
+PANEL = 260  # pixels
+
+
+def atom_shares(predictor: Predictor, polymers: Polymers, row: int, unit: UnitTopology, model: Any) -> NDArray[np.float64]:
+    """(n,) share of each slot of a unit, in learned values; stars have none.
+
+    Args:
+        predictor: with a Gaussian process.
+        polymers, row: the polymer.
+        unit: its repeat unit.
+        model: pretrained; one without a 2-D encoder `graph` contributes nothing.
+    """
+    assert predictor.posterior is not None
+    given = {name: x.clone().requires_grad_() for name, x in predictor.scales.inputs(polymers, np.array([row])).items()}
+    value = predictor.posterior.mean(given)[0]
+    gradient = dict(zip(given, torch.autograd.grad(value, list(given.values())), strict=True))
+    scale = float(predictor.scales.deviation[0])
+    by_bit = gradient["counts"][0].numpy() / max(unit.num_atoms - 2, 1)
+    counts = polymers.features.counts[row]
+    centred = centred_environments(unit)
+    listed = np.bincount(np.concatenate([np.array(bits, dtype=np.int64) for bits in centred]), minlength=len(counts))
+    each = by_bit * counts / np.maximum(listed, 1)  # environments that are listed but not counted share with those that are
+    shares = np.array([each[bits].sum() for bits in centred])
+    return scale * (shares + _through_graph(gradient["embedding"][0], predictor, unit, model))
+
+
+def _through_graph(gradient: torch.Tensor, predictor: Predictor, unit: UnitTopology, model: Any) -> NDArray[np.float64]:
+    """(n,) derivative of the prediction by a factor on each atom's features in the 2-D encoder."""
+    from foundation.sampling.embedding import graph_condition
+
+    graph = getattr(model, "graph", None)
+    if graph is None or not hasattr(graph, "atom"):
+        return np.zeros(unit.num_atoms)
+    gate = torch.ones(unit.num_atoms, 1, requires_grad=True)
+    scaler = predictor.scales.vectors["embedding"]
+    flat = scaler.deviation <= 1e-9 * (1 + np.abs(scaler.mean))
+    weight = gradient * torch.from_numpy(np.where(flat, 0.0, 1 / np.where(flat, 1.0, scaler.deviation)))
+    with ExitStack() as stack:
+        for table in graph.atom.values():
+            handle = table.register_forward_hook(lambda _, __, found: found * gate)
+            stack.callback(handle.remove)
+        vector = model.embed(graph_condition(unit)).chain[0]
+    found = torch.autograd.grad((vector.double() * weight[: len(vector)]).sum(), gate)[0]
+    return np.asarray(found[:, 0].double().numpy())
+
+
+def draw_shares(path: Path, units: Sequence[UnitTopology], shares: Sequence[NDArray[np.float64]], legends: Sequence[str]) -> None:
+    """A sheet of repeat units as SVG: red atoms raise the value, blue ones lower it, one colour scale for all."""
+    from rdkit import Chem
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    most = max(float(np.abs(own).max()) for own in shares) or 1.0
+    mols = [Chem.MolFromSmiles(unit.psmiles) for unit in units]
+    rows = -(-len(mols) // COLUMNS)
+    sheet = rdMolDraw2D.MolDraw2DSVG(COLUMNS * PANEL, rows * PANEL, PANEL, PANEL)
+    options: Any = sheet.drawOptions()
+    options.legendFontSize = 16
+    options.useBWAtomPalette()
+    colours = [{k: _colour(value / most) for k, value in enumerate(own)} for own in shares]
+    atoms = [list(own) for own in colours]
+    bonds: list[list[int]] = [[] for _ in mols]
+    sheet.DrawMolecules(mols, legends=list(legends), highlightAtoms=atoms, highlightBonds=bonds, highlightAtomColors=colours)
+    sheet.FinishDrawing()
+    write_atomic(path, sheet.GetDrawingText().encode())
+
+
+def _colour(share: float) -> tuple[float, float, float]:
+    """White at 0, red at 1, blue at -1."""
+    away = 1 - abs(share)
+    return (1.0, away, away) if share > 0 else (away, away, 1.0)
+
+
+__all__ = ["atom_shares", "draw_shares"]
