@@ -47,10 +47,10 @@ class NetworkSettings:
     lr: float = 1e-3
     adapter_lr: float = 1e-3
     weight_decay: float = 1e-2
-    batch: int = 32
-    epochs: int = 60
-    patience: int = 10
-    steps: int = 4_000
+    batch: int = 64
+    epochs: int = 100
+    patience: int = 15
+    steps: int = 2_000
     teachers: float = 0.3
 
 
@@ -174,7 +174,7 @@ def fit_network(
 def residuals(predicted: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(R, T) predicted - y, 0 where y is NaN, and (R, T) bool where it is not."""
     known = ~y.isnan()
-    return torch.where(known, predicted - y.nan_to_num(), torch.zeros_like(predicted)), known
+    return torch.where(known, predicted - torch.where(known, y, torch.zeros_like(y)), torch.zeros_like(predicted)), known
 
 
 @torch.no_grad()

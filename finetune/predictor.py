@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetune import gaussian
-from finetune.gaussian import Labelled, Posterior
+from finetune.gaussian import Posterior
 from finetune.network import Fitted, NetworkSettings, fit_network, predict_network
 from finetune.polymers import Polymers, Scaler
 from finetune.splits import validation_part
@@ -41,7 +41,7 @@ class Settings:
     heads: tuple[str, ...] = HEADS
     adapter: str = "none"
     rank: int = 4
-    members: int = 4
+    members: int = 3
     conformations: int = 0
     network: NetworkSettings = field(default_factory=NetworkSettings)
 
@@ -215,10 +215,8 @@ def fit(
     standard = (y - scales.mean) / scales.deviation
     posterior = None
     if "gp" in settings.heads:
-        place, task = np.nonzero(~np.isnan(standard))
-        inputs = {name: x[place] for name, x in scales.inputs(polymers, rows).items()}
-        given = Labelled(inputs, torch.from_numpy(task), torch.from_numpy(standard[place, task]))
-        posterior = gaussian.fit(given, y.shape[1], seed)
+        own = ~np.isnan(standard[:, 0])
+        posterior = gaussian.fit(scales.inputs(polymers, rows[own]), torch.from_numpy(standard[own, 0]), seed)
     networks = []
     if "network" in settings.heads:
         others = scales.others(polymers, rows)

@@ -31,7 +31,7 @@ def main(
     heads: Annotated[str, typer.Option(help="gp, network or both, separated by a comma; their predictions are averaged")] = "gp,network",
     adapter: Annotated[str, typer.Option(help="what of the pretrained model is trained with the network: none, lora or full")] = "none",
     rank: Annotated[int, typer.Option(help="of LoRA adapters")] = 4,
-    members: Annotated[int, typer.Option(help="networks that are averaged")] = 4,
+    members: Annotated[int, typer.Option(help="networks that are averaged")] = 3,
     conformations: Annotated[
         int, typer.Option(help="chains that the pretrained model generates of each polymer and reads beside its graph; about a second each")
     ] = 0,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from data_shards.manifest import write_atomic
 from finetune.fingerprints import Features, Neighbours
-from finetune.gaussian import GaussianProcess, Labelled, Posterior
+from finetune.gaussian import GaussianProcess, Posterior
 from finetune.network import Fitted, NetworkSettings, Perceptron
 from finetune.pieces import Problem
 from finetune.polymers import Polymers, Scaler
@@ -173,15 +173,13 @@ def _predictor(tensors: Mapping[str, torch.Tensor], settings: Settings, networks
         for name in ("descriptors", "embedding")
     }
     scales = Scales(vectors, tensors["scales.mean"].numpy(), tensors["scales.deviation"].numpy())
-    y = (tensors["labels.y"].numpy() - scales.mean) / scales.deviation
+    y = tensors["labels.y"].numpy()
     posterior = None
     if "gp" in settings.heads:
-        place, task = np.nonzero(~np.isnan(y))
-        inputs = {name: x[place] for name, x in scales.inputs(polymers, np.arange(len(polymers))).items()}
-        given = Labelled(inputs, torch.from_numpy(task), torch.from_numpy(y[place, task]))
-        process = GaussianProcess({name: x.shape[1] for name, x in inputs.items()}, y.shape[1]).requires_grad_(False)
+        inputs = scales.inputs(polymers, np.flatnonzero(~np.isnan(y[:, 0])))
+        process = GaussianProcess({name: x.shape[1] for name, x in inputs.items()}).requires_grad_(False)
         process.load_state_dict(_within(tensors, "gp.process."))
-        posterior = Posterior(process, given, tensors["gp.weights"], tensors["gp.anchors"], tensors["gp.factor"])
+        posterior = Posterior(process, inputs, tensors["gp.weights"], tensors["gp.anchors"], tensors["gp.factor"])
     fitted = []
     for k, facts in enumerate(networks):
         state, adapted = (_within(tensors, f"network.{k}.{part}.") for part in ("head", "adapted"))

@@ -194,7 +194,7 @@ def test_a_model_of_another_pretrained_network_is_refused(folder: Path, tmp_path
         (["--split", "scaffold"], "split 'scaffold' must be one of folds, cluster"),
         (["--members", "0"], "members 0 must be >= 1"),
         (["--seed", "-1"], "seed -1 must be >= 0"),
-        (["--data", "TABLE", "--column", "nothing"], "has no column 'nothing'; the columns are psmiles, value"),
+        (["--data", "TABLE", "--column", "nothing"], "has no column 'nothing'; the columns are value"),
         (["--data", "FEW"], "4 polymers with a value are fewer than the 5 folds"),
         (["--data", "CONSTANT"], "every polymer has the value 7"),
         (["--data", "NAN"], "none of 3 rows can be used"),
