@@ -9,9 +9,7 @@ Source: gradient times input, Shrikumar et al. 2017, arXiv:1704.02685.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.chem.fingerprint import centred_environments
-from data_shards.manifest import write_atomic
 from data_shards.schema import UnitTopology
 from finetune.polymers import Polymers
 from finetune.predictor import Predictor
-
-COLUMNS = 5
-PANEL = 260  # pixels
 
 
 def atom_shares(predictor: Predictor, polymers: Polymers, row: int, unit: UnitTopology, model: Any) -> NDArray[np.float64]:
@@ -71,30 +65,4 @@ def _through_graph(gradient: torch.Tensor, predictor: Predictor, unit: UnitTopol
     return np.asarray(found[:, 0].double().numpy())
 
 
-def draw_shares(path: Path, units: Sequence[UnitTopology], shares: Sequence[NDArray[np.float64]], legends: Sequence[str]) -> None:
-    """A sheet of repeat units as SVG: red atoms raise the value, blue ones lower it, one colour scale for all."""
-    from rdkit import Chem
-    from rdkit.Chem.Draw import rdMolDraw2D
-
-    most = max(float(np.abs(own).max()) for own in shares) or 1.0
-    mols = [Chem.MolFromSmiles(unit.psmiles) for unit in units]
-    rows = -(-len(mols) // COLUMNS)
-    sheet = rdMolDraw2D.MolDraw2DSVG(COLUMNS * PANEL, rows * PANEL, PANEL, PANEL)
-    options: Any = sheet.drawOptions()
-    options.legendFontSize = 16
-    options.useBWAtomPalette()
-    colours = [{k: _colour(value / most) for k, value in enumerate(own)} for own in shares]
-    atoms = [list(own) for own in colours]
-    bonds: list[list[int]] = [[] for _ in mols]
-    sheet.DrawMolecules(mols, legends=list(legends), highlightAtoms=atoms, highlightBonds=bonds, highlightAtomColors=colours)
-    sheet.FinishDrawing()
-    write_atomic(path, sheet.GetDrawingText().encode())
-
-
-def _colour(share: float) -> tuple[float, float, float]:
-    """White at 0, red at 1, blue at -1."""
-    away = 1 - abs(share)
-    return (1.0, away, away) if share > 0 else (away, away, 1.0)
-
-
-__all__ = ["atom_shares", "draw_shares"]
+__all__ = ["atom_shares"]

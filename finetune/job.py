@@ -254,8 +254,9 @@ def work(ready: Ready) -> None:
 
 def draw_attributions(out: Path, problem: Problem, facts: Mapping[str, Any], model: Any) -> None:
     """figures/best.svg and figures/worst.svg: the polymers whose fold predicted them best and worst, by the model of all labels."""
+    from data_shards.chem.drawing import coloured_sheet
     from data_shards.chem.repeat_unit import unit_graph
-    from finetune.attribution import atom_shares, draw_shares
+    from finetune.attribution import atom_shares
     from finetune.saved import load_predictor
 
     saved = load_predictor(out / MODEL)
@@ -267,7 +268,8 @@ def draw_attributions(out: Path, problem: Problem, facts: Mapping[str, Any], mod
             atom_shares(saved.predictor, saved.polymers, int(problem.own[k]), unit, model) for k, unit in zip(chosen, units, strict=True)
         ]
         legends = [f"{rows[k]['measured']:.4g}, predicted {rows[k]['predicted']:.4g}" for k in chosen]
-        draw_shares(out / FIGURES / f"{name}.svg", units, shares, legends)
+        sheet = coloured_sheet([unit.psmiles for unit in units], shares, legends)
+        write_atomic(out / FIGURES / f"{name}.svg", sheet.encode())
 
 
 def track(out: Path, facts: Mapping[str, Any], wanted: bool) -> None:

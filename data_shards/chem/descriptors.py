@@ -74,7 +74,7 @@ def _as_rdkit_reads_it(chain: Chem.Mol) -> Chem.Mol:
 
 
 def _keep_e_states(mol: Chem.Mol) -> None:
-    """Put electrotopological states where RDKit's EState_VSA looks for them; its own loop over pairs of atoms is a third of all descriptors.
+    """Put electrotopological states where RDKit's EState_VSA looks for them; its own loop over pairs of atoms is a third of the time.
 
     Source: Hall, Mohney, Kier, J. Chem. Inf. Comput. Sci. 31, 76 (1991), as RDKit's EStateIndices has it.
     """

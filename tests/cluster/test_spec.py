@@ -102,7 +102,7 @@ def test_a_mistake_is_one_sentence(file: Path, assignments: list[str], sentence:
     [
         ("kind: [", "is not YAML"),
         ("- kind", "must hold keys and values, found list"),
-        ("kind: pretrian", "kind 'pretrian' must be one of preprocess, pretrain, smoke; did you mean 'pretrain'?"),
+        ("kind: pretrian", "kind 'pretrian' must be one of preprocess, finetune, pretrain, smoke; did you mean 'pretrain'?"),
         ("shards: x", "kind None must be one of"),
         ("kind: pretrain\nshards: x", "out is missing; run folder"),
         ("kind: pretrain\nshards: x\nout: 3", "out 3 must be a valid string"),

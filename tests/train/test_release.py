@@ -107,7 +107,9 @@ def test_a_table_that_is_not_trained_is_not_rounded() -> None:
 
 
 def test_it_says_how_it_was_made_and_not_where(run: Path, made: Path, shards: str) -> None:
-    assert sorted(path.name for path in made.iterdir()) == ["card.md", "config.json", "curve.png", "model.safetensors"]
+    assert sorted(path.name for path in made.iterdir()) == ["card.md", "config.json", "curve.png", "model.safetensors", "polymers.json"]
+    polymers = json.loads((made / "polymers.json").read_text())
+    assert polymers == {split: sorted({entry.group for entry in open_shards(shards).samples(split)}) for split in ("train", "val")}
     facts = json.loads((made / "config.json").read_text())
     state = checkpoint.read_state(checkpoint.committed(run)[-1])
     assert (facts["step"], facts["samples_seen"], facts["fingerprint"]) == (2, state.samples_seen, open_shards(shards).fingerprint)
