@@ -66,7 +66,7 @@ def main(
 ) -> None:
     """Embed three kinds of chains and probe them. Exit 0 done, 2 bad input."""
     from foundation.errors import InputError
-    from foundation.evaluation.probes import numbers, read_column
+    from foundation.evaluation.property_table import numbers, read_column
     from foundation.sampling.request import check_numbers, read_requests
 
     check_numbers(num=num, num_units=num_units, limit=limit)

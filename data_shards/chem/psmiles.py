@@ -29,11 +29,13 @@ class CanonicalPsmiles:
         psmiles: canonical P-SMILES of the smallest repeat unit, stereo marks kept.
         multiplicity: how many of these units one unit as written holds.
         group: 12 hex digits naming the polymer without stereo marks and isotopes.
+        plain: canonical P-SMILES without stereo marks and isotopes, which the group stands for.
     """
 
     psmiles: str
     multiplicity: int
     group: str
+    plain: str
 
 
 def parse(psmiles: str) -> Chem.Mol:
@@ -104,7 +106,7 @@ def canonicalise(psmiles: str) -> CanonicalPsmiles:
         for atom in bare.GetAtoms():
             atom.SetIsotope(0)
         plain = _smallest_unit(bare)[0]
-    return CanonicalPsmiles(name, multiplicity, hashlib.sha1(plain.encode()).hexdigest()[:12])
+    return CanonicalPsmiles(name, multiplicity, hashlib.sha1(plain.encode()).hexdigest()[:12], plain)
 
 
 def _smallest_unit(mol: Chem.Mol) -> tuple[str, int]:

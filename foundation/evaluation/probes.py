@@ -9,34 +9,25 @@ they are never on both sides of a fold and count once in an interval.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.chem.psmiles import canonicalise
 from data_shards.progress import Progress
 from data_shards.reader import ShardSet
-from data_shards.sources.table import TableSource
 from foundation.batch import Batch
 from foundation.config import RunConfig
 from foundation.data.collate import ChainExample, featurise
-from foundation.errors import InputError, PolymerError
+from foundation.errors import InputError
 from foundation.evaluation import ridge
+from foundation.evaluation.property_table import FOLD, PropertyTable, check_table, parse_tables, read_table
 from foundation.objectives import build_objective
 from foundation.sampling.embedding import chain_vectors, packed
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FOLD, USUAL = "fold", "value"  # columns with a meaning of their own
-FEWEST = 10  # polymers that a regression is worth anything on
 PROTOCOL = {
     "polymer": "canonical P-SMILES without stereo marks; rows that name the same polymer are one point with the mean of their values",
     "embedding": "model.embed(batch).chain, mean over the conformations of all samples of the polymer; all splits of the shards",
@@ -47,137 +38,6 @@ PROTOCOL = {
     "difference": "squared error of the trained network minus that of the random one, polymer by polymer; negative: training helps",
     "interval": "2.5 to 97.5 percentile of 2000 resamples of polymers; the seed of the training and of the folds is not in it",
 }
-
-
-@dataclass(frozen=True)
-class PropertyTable:
-    """Polymers with a property.
-
-    Attributes:
-        name: of the property, letters, digits and underscores.
-        path, column: where it stands.
-        psmiles: (P,) as written in the first row of each polymer.
-        groups: (P,) canonical names.
-        values: (P,) mean of the rows of each polymer.
-        fold: (P,) of its first row with a value, or None where the table has no column of folds.
-        rows: how many rows there are, and what became of them.
-    """
-
-    name: str
-    path: str
-    column: str
-    psmiles: tuple[str, ...]
-    groups: tuple[str, ...]
-    values: NDArray[np.float64]
-    fold: NDArray[np.int64] | None
-    rows: dict[str, int]
-
-
-# ------------------------------------------------------------------------------------------------------------------------- tables
-
-
-def parse_tables(words: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """Name -> path and column of `PATH` or `PATH:COLUMN`. The name is that of the file, with the column where a file is given twice.
-
-    Raises:
-        InputError: none, or one twice.
-    """
-    places = []
-    for word in words:
-        path, _, column = word.rpartition(":")
-        places.append((path, column) if path and column and not set(column) & set("/\\") else (word, None))
-    stems = Counter(_word(PurePosixPath(path).name.partition(".")[0]) for path, _ in places)
-    found: dict[str, tuple[str, str | None]] = {}
-    for path, column in places:
-        stem = _word(PurePosixPath(path).name.partition(".")[0])
-        name = stem if stems[stem] == 1 or column is None else f"{stem}_{_word(column)}"
-        if name in found:
-            raise InputError(
-                f"tables {found[name][0]} and {path} both give the property {name}; name their columns (PATH:COLUMN), or rename one"
-            )
-        found[name] = path, column
-    if not found:
-        raise InputError("no table was given; pass one with --table tg.csv or --table tg.csv:COLUMN")
-    return found
-
-
-def _word(text: str) -> str:
-    return re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "property"
-
-
-def read_column(path: str, column: str | None, limit: int | None = None) -> tuple[pd.DataFrame, str, str]:
-    """Rows of a table as text, the name of their P-SMILES column and that of the property.
-
-    Args:
-        path: CSV, TSV or Parquet.
-        column: of the property; None: `value`, else the only one with numbers beside the folds.
-        limit: read at most this many rows.
-
-    Raises:
-        InputError: the table cannot be read, has no such column, or has several columns with numbers.
-    """
-    import pandas as pd
-
-    source = TableSource(path, limit=limit)
-    rows = pd.concat(list(source.frames()), ignore_index=True)
-    names = [str(name) for name in rows.columns if name != source.column]
-    if column is None:
-        numeric = [name for name in names if name != FOLD and numbers(rows, name).notna().any()]
-        numeric = [USUAL] if USUAL in numeric else numeric
-        if len(numeric) != 1:
-            found = f"numbers in {', '.join(numeric)}" if numeric else "numbers in none"
-            raise InputError(f"{path} has {found} of its columns, so the property must be named; pass {path}:COLUMN")
-        column = numeric[0]
-    if column not in names:
-        raise InputError(f"{path} has no column {column!r}; the columns are {', '.join(names)}; change the column")
-    return rows, source.column, column
-
-
-def numbers(rows: pd.DataFrame, column: str) -> pd.Series:
-    """A column as float64, NaN where there is no finite number."""
-    import pandas as pd
-
-    return pd.to_numeric(rows[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
-
-
-def read_table(name: str, path: str, column: str | None, limit: int | None, bars: Progress) -> PropertyTable:
-    """A table as polymers.
-
-    Raises:
-        InputError: as read_column, or a row with a value has a fold that is no whole number.
-    """
-    rows, psmiles_column, column = read_column(path, column, limit)
-    values = numbers(rows, column).to_numpy()
-    fold = numbers(rows, FOLD).to_numpy() if FOLD in rows.columns else None
-    count = Counter({"rows": len(rows), "without a number": int(np.isnan(values).sum())})
-    found: dict[str, list[int]] = {}
-    with bars.stage(name[:12], len(rows), unit="rows") as stage:
-        for row, psmiles in enumerate(rows[psmiles_column]):
-            stage.advance(1)
-            if np.isnan(values[row]):
-                continue
-            try:
-                group = canonicalise(str(psmiles).strip()).group
-            except PolymerError as error:
-                count[error.reason] += 1
-                continue
-            if fold is not None and not float(fold[row]).is_integer():
-                raise InputError(f"{path} has no whole number in column {FOLD} of row {row + 1}; mend it or remove the column")
-            found.setdefault(group, []).append(row)
-    count["of a polymer that came before"] = sum(len(own) - 1 for own in found.values())
-    if fold is not None:
-        count["in another fold than the first row of their polymer"] = sum(int((fold[own] != fold[own[0]]).sum()) for own in found.values())
-    firsts = [own[0] for own in found.values()]
-    return PropertyTable(
-        name,
-        path,
-        column,
-        tuple(str(rows[psmiles_column][row]).strip() for row in firsts),
-        tuple(found),
-        np.array([values[own].mean() for own in found.values()]),
-        None if fold is None else fold[firsts].astype(np.int64),
-        dict(count),
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- embeddings
@@ -233,29 +93,6 @@ def open_probes(shards: ShardSet, words: Sequence[str], limit: int | None, batch
                     lost[entry.group] = str(error)
 
     return ProbeSet(tables, groups, list(packed(chains(), batch_atoms)), lost)
-
-
-def check_table(table: PropertyTable, usable: NDArray[np.bool_], why: str) -> None:
-    """Refuse a table that no regression can be judged on.
-
-    Args:
-        table: its polymers.
-        usable: (P,) those that are left.
-        why: what the others lack.
-
-    Raises:
-        InputError: too few polymers, one value alone, or one fold alone.
-    """
-    where = f"{table.path}, column {table.column}:"
-    if usable.sum() < FEWEST:
-        raise InputError(
-            f"{where} {int(usable.sum())} of {len(usable)} polymers with a value {why}, at least {FEWEST} are needed; build shards from"
-            f" this table (python -m data_shards.build --input {table.path})"
-        )
-    if len(np.unique(table.values[usable])) < 2:
-        raise InputError(f"{where} every polymer has the value {table.values[usable][0]:g}; name another column")
-    if table.fold is not None and len(np.unique(table.fold[usable])) < 2:
-        raise InputError(f"{where} every polymer is in fold {table.fold[usable][0]}, at least 2 folds are needed; mend the column {FOLD}")
 
 
 def embed(probes: ProbeSet, model: Any, device: torch.device, bars: Progress, name: str = "embed") -> NDArray[np.float64]:

@@ -106,16 +106,19 @@ def _mid_ranks(values: NDArray[np.floating], weights: NDArray[np.floating]) -> N
     return ranks
 
 
-def paired_difference(y: NDArray[np.floating], first: NDArray[np.floating], others: NDArray[np.floating], seed: int) -> dict[str, Any]:
-    """Squared error of ``first`` minus that of ``others`` over the same polymers, mean and interval; negative where first is better.
+def paired_difference(
+    y: NDArray[np.floating], first: NDArray[np.floating], others: NDArray[np.floating], seed: int, error: np.ufunc = np.square
+) -> dict[str, Any]:
+    """Error of ``first`` minus that of ``others`` over the same polymers, mean and interval; negative where first is better.
 
     Args:
         y: (P,) property.
         first: (P,) predictions.
-        others: (S, P) predictions; their squared errors are averaged polymer by polymer.
+        others: (S, P) predictions; their errors are averaged polymer by polymer.
         seed: of the resamples.
+        error: of a difference: np.square or np.abs.
     """
-    change = np.square(first - y) - np.square(others - y).mean(0)
+    change = error(first - y) - error(others - y).mean(0)
     return asdict(mean_over_polymers(change, seed))
 
 

@@ -94,7 +94,9 @@ def train(
     settings, per_step = config.train, config.train.micro_batches_per_step
     opened = open_mixture(shards)
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
-    reading = Reading(**config.data.model_dump(exclude={"token_budget"}), descriptors=config.objective.learns_descriptors)
+    reading = Reading(
+        **config.data.model_dump(exclude={"token_budget"}), descriptors=getattr(config.objective, "learns_descriptors", False)
+    )
     loader = StepLoader(opened, "train", order, reading, per_step=per_step, rank=rank, world_size=world_size)
     sampler, prober = Sampler(out, config), Prober(config)
     if settings.num_threads:

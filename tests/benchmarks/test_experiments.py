@@ -147,7 +147,7 @@ def test_sources_of_3d_are_compared_on_the_same_polymers(shards: str, checkpoint
 @pytest.fixture
 def table(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
     """A property of the five polymers, enough for a regression that nobody believes."""
-    monkeypatch.setattr("foundation.evaluation.probes.FEWEST", 5)
+    monkeypatch.setattr("foundation.evaluation.property_table.FEWEST", 5)
     path = tmp_path_factory.mktemp("property") / "softness.csv"
     path.write_text("psmiles,value\n" + "".join(f"{psmiles},{k * k}\n" for k, psmiles in enumerate([*TEST, VAL, *TRAIN])))
     return str(path)
@@ -155,12 +155,12 @@ def table(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def test_auxiliary_losses_are_trained_and_probed(shards: str, checkpoint: str, table: str, tmp_path: Path) -> None:
     result = result_of("auxiliary_losses", shards, checkpoint, tmp_path / "o", "--table", table)
-    cases = ["none", "token 0.1", "agreement 0.1", "statistics 0.1", "all 0.1"]
+    cases = ["none", "token 0.1", "agreement 0.1", "statistics 0.1", "descriptor 0.1", "all 0.1"]
     assert [row["case"] for row in result["rows"]] == cases
     assert list(result["properties"]["softness"]["r2"]) == ["before training", *cases]
     changes = result["properties"]["softness"]["squared_error_change_of_variance"]
     assert changes["before training"]["value"] == 0
-    assert len({change["value"] for change in changes.values()}) >= 5, "agreement is nothing where a micro-batch has one polymer"
+    assert len({change["value"] for change in changes.values()}) >= 6, "agreement is nothing where a micro-batch has one polymer"
     assert all(row["values"]["unit_torsion_jsd_bits"]["value"] > 0 for row in result["rows"])
 
 

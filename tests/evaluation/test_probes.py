@@ -18,7 +18,7 @@ from data_shards.recipe import make_recipe
 from data_shards.sources.table import TableSource
 from foundation.config import apply_overrides
 from foundation.errors import InputError
-from foundation.evaluation import probes, ridge
+from foundation.evaluation import probes, property_table, ridge
 from foundation.evaluation.bootstrap import resample_weights
 from foundation.objectives.polyconfm.model import PolyConFM
 from foundation.probe import app
@@ -183,30 +183,30 @@ def test_the_paired_difference_is_that_of_brute_force() -> None:
 
 
 def test_names_paths_and_columns_of_tables() -> None:
-    assert probes.parse_tables(["a/tg.csv", "s3://b/egc.parquet:value", "pi.csv:Rg", "pi.csv:Cp/Cv", "t.tsv.gz"]) == {
+    assert property_table.parse_tables(["a/tg.csv", "s3://b/egc.parquet:value", "pi.csv:Rg", "pi.csv:Cp/Cv", "t.tsv.gz"]) == {
         "tg": ("a/tg.csv", None),
         "egc": ("s3://b/egc.parquet", "value"),
         "pi": ("pi.csv", "Rg"),
         "Cv": ("pi.csv:Cp/Cv", None),
         "t": ("t.tsv.gz", None),
     }
-    assert list(probes.parse_tables(["pi.csv:Rg", "pi.csv:n atoms"])) == ["pi_Rg", "pi_n_atoms"]
+    assert list(property_table.parse_tables(["pi.csv:Rg", "pi.csv:n atoms"])) == ["pi_Rg", "pi_n_atoms"]
     with pytest.raises(InputError, match="both give the property tg"):
-        probes.parse_tables(["a/tg.csv", "b/tg.csv"])
+        property_table.parse_tables(["a/tg.csv", "b/tg.csv"])
     with pytest.raises(InputError, match="no table was given"):
-        probes.parse_tables([])
+        property_table.parse_tables([])
 
 
 def test_the_column_is_value_or_the_only_one_with_numbers(tmp_path: Path) -> None:
     several = csv(tmp_path / "a.csv", "*CC*,x,1,2,3", header="psmiles,source,spread,value,fold")
-    assert probes.read_column(several, None)[1:] == ("psmiles", "value")
+    assert property_table.read_column(several, None)[1:] == ("psmiles", "value")
     single = csv(tmp_path / "b.csv", "*CC*,PE,-120,0", header="SMILES,name,tg_celsius,fold")
-    assert probes.read_column(single, None)[1:] == ("SMILES", "tg_celsius")
+    assert property_table.read_column(single, None)[1:] == ("SMILES", "tg_celsius")
     unclear = csv(tmp_path / "c.csv", "*CC*,1,2", header="psmiles,tg,tm")
     with pytest.raises(InputError, match=r"numbers in tg, tm of its columns, so the property must be named; pass .*c.csv:COLUMN"):
-        probes.read_column(unclear, None)
+        property_table.read_column(unclear, None)
     with pytest.raises(InputError, match="no column 'x'"):
-        probes.read_column(unclear, "x")
+        property_table.read_column(unclear, "x")
 
 
 def test_ways_of_writing_a_polymer_are_one_point(shards: ShardSet, table: str) -> None:

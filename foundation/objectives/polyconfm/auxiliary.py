@@ -91,7 +91,7 @@ class Auxiliary(nn.Module):
         error = torch.where(exists, predicted - target.nan_to_num(), 0.0).square()
         return error.sum(1) / exists.sum(1)
 
-    def descriptors(self, sequence: Tensor, graph: Tensor, context: Tensor, target: Tensor) -> Tensor:
+    def descriptors(self, sequence: Tensor, graph: Tensor, context: Tensor, target: Tensor | None) -> Tensor:
         """(B,) Huber loss of standardised descriptors, read linearly from each view; mean over views and over those that exist.
 
         Args:
@@ -100,6 +100,7 @@ class Auxiliary(nn.Module):
 
         Source: Fabian et al., MolBERT, arXiv 2011.13230, the physico-chemical task. Differs: Huber instead of squared error, three views.
         """
+        assert target is not None, "descriptors are learned, but the batch was read without them (Reading.descriptors)"
         exists = target.isfinite()
         error = torch.zeros_like(target)
         for layer, view in zip(self.descriptors_out, (sequence, graph, context), strict=True):

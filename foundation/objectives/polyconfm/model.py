@@ -193,14 +193,12 @@ class PolyConFM(nn.Module):
             noise = rng.clone_state()  # rng stays where the main terms left it
             found.append(("tokens", config.token_weight, self.auxiliary.tokens(self.sequence, batch, noise)))
         if config.agreement_weight:
-            agreement = self.auxiliary.agreement(known.sequence, known.graph, chain_mean(shapes.even, batch), polymer_hash(batch))
-            found.append(("agreement", config.agreement_weight, agreement))
+            term = self.auxiliary.agreement(known.sequence, known.graph, chain_mean(shapes.even, batch), polymer_hash(batch))
+            found.append(("agreement", config.agreement_weight, term))
         if config.statistics_weight and whole is not None:
             found.append(("statistics", config.statistics_weight, self.auxiliary.statistics(whole.even, batch)))
         if config.descriptor_weight and whole is not None:
-            assert batch.descriptors is not None, "descriptors are learned, but the batch was read without them (Reading.descriptors)"
-            views = known.sequence, known.graph, chain_mean(whole.even, batch)
-            term = self.auxiliary.descriptors(*views, batch.descriptors)
+            term = self.auxiliary.descriptors(known.sequence, known.graph, chain_mean(whole.even, batch), batch.descriptors)
             found.append(("descriptors", config.descriptor_weight, term))
         return found
 

@@ -1,0 +1,67 @@
+"""Morgan fingerprint of a repeat unit inside a long chain: how often each circular environment comes with one more unit.
+
+As for descriptors.py, the difference between a longer and a shorter chain has no ends. The shorter one is so long that no environment
+sees both of its ends; every further unit then adds the same counts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rdkit.Chem import rdFingerprintGenerator
+
+from data_shards.chem.oligomer import heavy_chain
+from data_shards.chem.topology import backbone, graph_distances, ring_bonds
+from data_shards.schema import UnitTopology
+
+RADIUS, BITS = 3, 2048
+
+
+def morgan_counts(topology: UnitTopology, radius: int = RADIUS, bits: int = BITS) -> NDArray[np.int32]:
+    """(bits,) environments per repeat unit, folded; whatever way the polymer is written, where the topology is that of its smallest unit.
+
+    Args:
+        topology: of the repeat unit, as unit_graph or build_unit give it.
+        radius: of the largest environment, in bonds.
+        bits: length of the folded fingerprint.
+
+    Source: Rogers, Hahn, J. Chem. Inf. Model. 50, 742 (2010), in RDKit. Chirality is left out.
+    """
+    num_units = _free_of_ends(topology, radius)
+    shorter, longer = (_generator(radius, bits).GetCountFingerprintAsNumPy(heavy_chain(topology, n)) for n in (num_units, num_units + 1))
+    return longer.astype(np.int32) - shorter.astype(np.int32)
+
+
+def _free_of_ends(topology: UnitTopology, radius: int) -> int:
+    """Units of the shortest chain in which no environment sees both ends: 2 * radius + 2 atoms of its backbone, and a unit to spare."""
+    return 1 + -(-(2 * radius + 2) // _length(topology))
+
+
+def _length(topology: UnitTopology) -> int:
+    """Atoms of the shortest path through a unit."""
+    star0, star1 = topology.key_atoms[[0, 3]]
+    return int(graph_distances(topology)[star0, star1]) - 1
+
+
+def backbone_shape(topology: UnitTopology) -> NDArray[np.float32]:
+    """(4,) heavy atoms of a unit; atoms of the shortest path through it; their share of the heavy atoms; share of backbone atoms in rings.
+
+    A chain of a given mass is the longer the larger the third is, which neither environments nor sums over atoms say.
+    """
+    heavy, length = topology.num_atoms - 2, _length(topology)
+    inside = backbone(topology)
+    inside[topology.key_atoms[[0, 3]]] = False
+    in_ring = np.zeros(topology.num_atoms, dtype=bool)
+    in_ring[topology.bonds[ring_bonds(topology)].ravel()] = True
+    return np.array([heavy, length, length / heavy, in_ring[inside].mean()], dtype=np.float32)
+
+
+@cache
+def _generator(radius: int, bits: int) -> Any:
+    return rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
+
+
+__all__ = ["BITS", "RADIUS", "backbone_shape", "morgan_counts"]
