@@ -2,7 +2,7 @@
 
     tokens      1-D   hidden P-SMILES tokens from the others
     agreement   1-D, 2-D, 3-D   which of the micro-batch's polymers another view shows
-    statistics  trunk   size and stiffness of the chain from its embedding
+    statistics  trunk   size and stiffness of the chain, and size of its repeat unit, from its embedding
     descriptors 1-D, 2-D, trunk   RDKit descriptors of the repeat unit from each
 
 Each is added to the loss with a weight of its own. With weight 0 it is not computed and has no parameter. Nothing here is used by sampling
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_shards.chem import descriptors
-from foundation.batch import Batch, Condition, dense_mask, to_dense
+from foundation.batch import ATOM_FEATURES, Batch, Condition, dense_mask, to_dense
 from foundation.encoders.sequence import VOCABULARY, SequenceEncoder
 from foundation.geometry.assembly import NBR0, STAR0, STAR1, condition_layout
 from foundation.geometry.precision import full_precision
@@ -29,10 +29,11 @@ from foundation.objectives.polyconfm.config import PolyConFMConfig
 HIDDEN_PERCENT = 15
 TEMPERATURE = 0.1
 LARGEST_DEVIATION = 4.0  # targets of odd chains (ends that meet) are cut here, in standard deviations
-# mean and standard deviation of chain_statistics over 984 grown conformations of 492 polymers, chains of 20 units (the training split of
-# the released model's corpus), rounded; its 54 validation conformations have (0.07, 2.11, 0.50) and (0.34, 0.57, 0.20)
-MEANS = (0.10, 2.12, 0.49)
-DEVIATIONS = (0.32, 0.53, 0.18)
+# mean and standard deviation of chain_statistics, rounded: the first three over 984 grown conformations of 492 polymers, chains of 20 units
+# (the 54 of a validation split have (0.07, 2.11, 0.50) and (0.34, 0.57, 0.20)), the last two over the 4,411 polymers of the released model
+MEANS = (0.10, 2.12, 0.49, 2.75, 2.05)
+DEVIATIONS = (0.32, 0.53, 0.18, 0.39, 0.72)
+BACKBONE = (1, 4, 5)  # roles of atoms
 
 
 class Auxiliary(nn.Module):
@@ -155,12 +156,13 @@ def info_nce(left: Tensor, right: Tensor, polymer: Tensor) -> Tensor:
 
 @full_precision
 def chain_statistics(batch: Batch) -> Tensor:
-    """Size and stiffness of every chain; rotations, translations and reflections do not change them.
+    """Size and stiffness of every chain and size of its unit; rotations, translations and reflections do not change them.
 
     Returns:
-        (B, 3) float64: log(radius of gyration / angstrom / sqrt(heavy atoms)), log(distance of the end atoms / angstrom / sqrt(units)),
-        mean cosine between the directions nbr0 -> star1 of successive units, NaN for a chain of one unit. A free chain's size grows with
-        the square root of its length, so the first two depend on length little.
+        (B, 5) float64: log(radius of gyration / angstrom / sqrt(heavy atoms)), log(distance of the end atoms / angstrom / sqrt(units)),
+        mean cosine between the directions nbr0 -> star1 of successive units, NaN for a chain of one unit, log(heavy atoms of a unit),
+        log(its backbone atoms). A free chain's size grows with the square root of its length, so the first two depend on length little;
+        with the last two they say how large a chain of so many atoms is.
     """
     layout = condition_layout(batch)
     chain = batch.unit_chain
@@ -177,7 +179,17 @@ def chain_statistics(batch: Batch) -> Tensor:
     cosine = (direction * direction[batch.unit_after]).sum(-1) * batch.has_next
     cosine = zeros[:, 0].index_add(0, chain, cosine) / (batch.num_units - 1)  # 0 / 0 is the NaN
     tiny = torch.finfo(torch.float32).tiny
-    return torch.stack([(size.clamp(min=tiny) / heavy.sqrt()).log(), (ends.clamp(min=tiny) / batch.num_units.sqrt()).log(), cosine], 1)
+    of_chain = [(size.clamp(min=tiny) / heavy.sqrt()).log(), (ends.clamp(min=tiny) / batch.num_units.sqrt()).log(), cosine]
+    return torch.stack([*of_chain, *unit_sizes(batch).log().unbind(1)], 1)
+
+
+def unit_sizes(condition: Condition) -> Tensor:
+    """(B, 2) float64, heavy atoms of the repeat unit of every chain, and those on a shortest path between its stars; no stars."""
+    own = condition.represents == torch.arange(len(condition.represents), device=condition.represents.device)
+    role = condition.atom_feat[:, list(ATOM_FEATURES).index("role")]
+    counted = torch.stack([own, own & torch.isin(role, role.new_tensor(BACKBONE))], 1).double()
+    chain = torch.repeat_interleave(torch.arange(condition.num_chains, device=own.device), condition.graph_ptr.diff())
+    return counted.new_zeros(condition.num_chains, 2).index_add(0, chain, counted)
 
 
 def standardised(statistics: Tensor) -> Tensor:
