@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
         "agreement of the 1-D, 2-D and 3-D views of a chain, nat; log(polymers of a micro-batch) by chance, 0 with one polymer", "min,last"
     ),
     "train/statistics": Metric(
-        "squared error of the sizes of chain and unit and of the chain's stiffness, standardised; about 1 for a predictor of the mean",
+        "squared error of sizes of chain and unit and of stiffness, standardised; about 1 for a predictor of the mean",
         "min,last",
     ),
     "train/descriptors": Metric(
