@@ -84,3 +84,25 @@ def test_a_batch_has_them_when_asked_and_none_otherwise() -> None:
     assert asked.descriptors is not None
     for row, one in zip(asked.descriptors.numpy(), samples, strict=True):
         np.testing.assert_array_equal(row, standardised_descriptors(one.topology))
+
+
+def test_electrotopological_states_are_rdkits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are put where RDKit keeps its own; without them RDKit computes them, and every descriptor is the same."""
+    from data_shards.chem import descriptors
+    from data_shards.chem.repeat_unit import unit_graph
+
+    units = [unit_graph(p) for p in ("*CC(*)c1ccccc1", "*CC(F)(F)*", "*OS(=O)(=O)c1ccc(*)cc1", "*NCCCCCC(*)=O", "*[Si](C)(C)O*")]
+    ours = [descriptors.unit_descriptors(unit) for unit in units]
+    kept = []
+    monkeypatch.setattr(descriptors, "_keep_e_states", kept.append)
+    for unit, own in zip(units, ours, strict=True):
+        np.testing.assert_allclose(own, descriptors.unit_descriptors(unit), atol=1e-12)
+    assert len(kept) == 2 * len(units)
+    from rdkit.Chem.EState import EState
+
+    monkeypatch.undo()
+    mol = kept[0]
+    expected = np.array(EState.EStateIndices(mol, force=True))
+    del mol._eStateIndices
+    descriptors._keep_e_states(mol)
+    np.testing.assert_allclose(mol._eStateIndices, expected, atol=1e-12)
