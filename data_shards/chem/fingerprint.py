@@ -43,7 +43,7 @@ def centred_environments(topology: UnitTopology, radius: int = RADIUS, bits: int
     num_units = 2 * _free_of_ends(topology, radius) + 1
     output = rdFingerprintGenerator.AdditionalOutput()
     output.AllocateAtomToBits()
-    _generator(radius, bits).GetCountFingerprint(heavy_chain(topology, num_units), additionalOutput=output)
+    _generator(radius, bits, redundant=True).GetCountFingerprint(heavy_chain(topology, num_units), additionalOutput=output)
     atoms = unit_slots(topology.key_atoms, topology.num_atoms, num_units)[num_units // 2]
     stars = set(topology.key_atoms[[0, 3]].tolist())
     own = output.GetAtomToBits()
@@ -74,8 +74,8 @@ def backbone_shape(topology: UnitTopology) -> NDArray[np.float32]:
 
 
 @cache
-def _generator(radius: int, bits: int) -> Any:
-    return rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
+def _generator(radius: int, bits: int, redundant: bool = False) -> Any:
+    return rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits, includeRedundantEnvironments=redundant)
 
 
 __all__ = ["BITS", "RADIUS", "backbone_shape", "centred_environments", "morgan_counts"]
