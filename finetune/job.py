@@ -238,6 +238,7 @@ def work(ready: Ready) -> None:
         "settings": asdict(job.settings),
         "seed": job.seed,
         "leak": _leak(job.checkpoint, problem),
+        "methods": {kind: NAMES.get(kind, kind) for kind in made["scores"]},
         **made,
     }
     _write_predictions(out / PREDICTIONS, made)

@@ -47,12 +47,12 @@ def _parity(kind: Any, facts: Mapping[str, Any], y: Any, predicted: Any, unit: s
     ends = [min(y.min(), predicted.min()), max(y.max(), predicted.max())]
     axes.plot(ends, ends, color="0.6", linewidth=1, linestyle="--")
     axes.scatter(y, predicted, s=6 if len(y) > 1000 else 14, alpha=0.35, linewidths=0, color="#2b6cb0")
-    own = facts["scores"]["ours"]
+    own, after = facts["scores"]["ours"], unit.replace(",", "")
     axes.set_title(f"{facts['title']}: {len(y)} polymers, none seen in training", fontsize=10)
     axes.text(
         0.03,
         0.97,
-        f"RMSE {own['rmse']['mean']:.3g}{unit}\nMAE {own['mae']['mean']:.3g}{unit}\nR² {own['r2']['mean']:.3f}",
+        f"RMSE {own['rmse']['mean']:.3g}{after}\nMAE {own['mae']['mean']:.3g}{after}\nR² {own['r2']['mean']:.3f}",
         va="top",
         transform=axes.transAxes,
     )

@@ -315,7 +315,20 @@ def _property(found: RunFiles) -> Markup | None:
             cell = tables.cell(tables.Estimate(value, value if low is None else low, value if high is None else high, 0))
             rows.append([tables.label(str(name)), str(mapping(metric).get("unit", "")), cell])
     made = table("Cross-validated, 95 % interval", ["metric", "unit", "value"], rows, numbers_from=2) if rows else None
-    return figures.grid([figure, made])
+    parts = [part for part in (made, _methods(found.property)) if part is not None]
+    return figures.grid([figure, tag("div", *parts) if parts else None])
+
+
+def _methods(results: dict[str, Any]) -> Markup | None:
+    """Errors of every method of a cross-validation, mean and standard deviation over folds."""
+    names, rows = mapping(results.get("methods")), []
+    for kind, scores in mapping(results.get("scores")).items():
+        cells: list[Child] = [str(names.get(kind, kind))]
+        for metric in ("rmse", "mae", "r2"):
+            mean, sd = (number(mapping(mapping(scores).get(metric)).get(key)) for key in ("mean", "sd"))
+            cells.append("" if mean is None else f"{short(mean)} ± {short(sd or 0.0)}")
+        rows.append(cells)
+    return table("Methods, mean ± standard deviation over folds", ["method", "RMSE", "MAE", "R²"], rows) if rows else None
 
 
 def _design(candidates: list[list[str]]) -> Markup | None:

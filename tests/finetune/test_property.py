@@ -49,7 +49,9 @@ def test_a_run_leaves_everything_that_a_user_looks_at(folder: Path, facts: dict[
         assert (folder / name).stat().st_size > 0, name
     for name in ("parity.png", "calibration.png", "learning_curve.png", "best.svg", "worst.svg"):
         assert (folder / "figures" / name).stat().st_size > 1000, name
-    assert "Parity of tg" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Parity of tg" in page
+    assert "LightGBM on Morgan counts and RDKit descriptors" in page
     assert set(facts["scores"]) == {"ours", "untrained", "lightgbm", "mean"}
     assert set(facts["scores_of_heads"]) == {"gp", "network"}
     rows = list(csv.DictReader((folder / "predictions.csv").open()))

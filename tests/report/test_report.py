@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from foundation.report import figures, structures, svg, tables
@@ -346,6 +346,7 @@ def test_long_curves_keep_their_range(count: int) -> None:
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_round_and_inside(low: float, span: float) -> None:
+    assume(span >= 1e-9 * abs(low))  # below it floats hold too few digits for ticks in between
     high = low + span
     made = svg.ticks(low, high)
     assert 2 <= len(made) <= 11
