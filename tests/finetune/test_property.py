@@ -17,6 +17,8 @@ from finetune import pieces
 from finetune.predict import app as predict
 from finetune.property import app as fit
 from finetune.saved import load_predictor
+from finetune.stream import Ready
+from tests.data_shards.test_psmiles import respell
 
 SMALL = ["--workers", "0", "--limit", "40", "--members", "1", "--no-track"]
 ROWS = ("*CC*,10.0", "*CC(*)C,20.0", "*CC(*)c1ccccc1,100.0", "*CCO*,-60.0", "*CC(*)Cl,80.0", "*CC(*)C#N,95.0", "*CC(*)(C)C,-70.0")
@@ -245,3 +247,21 @@ def test_bad_questions(folder: Path, arguments: list[str], sentence: str) -> Non
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no folder model; pass a folder that"):
         run(predict, "--model", str(tmp_path), "--psmiles", "*CC*")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_polymer_of_a_whole_table_has_one_prediction_however_it_is_written(folder: Path, shared_data: Path) -> None:
+    """Cut elsewhere, read backwards, two units at once, atoms in any order: all polymers of egc, predictions equal to 1e-5."""
+    rng = np.random.default_rng(11)
+    table = list(csv.DictReader((shared_data / "property" / "egc.csv").open()))
+    given = [row["psmiles"] for row in table]
+    ready = Ready(folder)
+    first = ready.rows(given, neighbours=1, workers=0)
+    again = ready.rows([respell(psmiles, int(rng.integers(1, 3)), rng) for psmiles in given], neighbours=1, workers=0)
+    values = [(a["prediction"], b["prediction"]) for a, b in zip(first, again, strict=True) if "prediction" in a and "prediction" in b]
+    assert len(values) > 0.98 * len(given)
+    assert sum(("prediction" in a) != ("prediction" in b) for a, b in zip(first, again, strict=True)) <= 10, "units too large as written"
+    one, other = (np.array([float(value[k]) for value in values]) for k in (0, 1))
+    far = np.abs(one - other) > 1e-5 * np.abs(one).clip(min=1.0)
+    assert far.sum() == 0, [given[k] for k in np.flatnonzero(far)[:5]]
