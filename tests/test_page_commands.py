@@ -320,7 +320,7 @@ def test_commands_within_the_text_exist(page: Path) -> None:
         if words[2] == "pytest":
             assert [word for word in words[3:] if "/" in word and not (ROOT / word).exists()] == []
             continue
-        known = {option for parameter in command_of(words[2]).params for option in parameter.opts}
+        known = {option for parameter in command_of(words[2]).params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert [word for word in words[3:] if word.startswith("--") and word.split("=")[0] not in known] == [], code
 
 

@@ -90,6 +90,17 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("lines", "Probes that failed", ("probe/failed",), "1 where they could not be measured"),
         Panel("lines", "Seconds of probing", ("probe/seconds",), "in which training waits"),
     ),
+    "Property": (
+        Panel("lines", "Error of a fold", ("property/rmse", "property/mae"), "of finetune.property; the step counts folds"),
+        Panel("lines", "R2 and rank correlation of a fold", ("property/r2", "property/spearman"), "1 is perfect"),
+        Panel("lines", "Values inside their intervals", ("property/coverage",), "90 % are promised"),
+        Panel(
+            "lines",
+            "Baselines of a fold",
+            ("property/untrained_error", "property/lightgbm_error"),
+            "in the metric that the task is judged by",
+        ),
+    ),
     "Evaluation": (
         Panel("object", "Metrics against baselines", ("eval/metrics",), "every metric and method with its interval"),
         Panel("bars", "Link dihedral divergence", ("eval/link_dihedral_jsd_bits",), "bit, lower is better; runs side by side"),
