@@ -124,9 +124,13 @@ def connected() -> Iterator[dict[str, float]]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
     address = os.environ.get("RAY_ADDRESS")
+    if (
+        not address and "RAY_AUTH_MODE" not in os.environ
+    ):  # a token for this run; Ray would leave one in the home folder, and ask for it ever after
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    import ray  # which reads them now
+
     if address:  # passed on, so that Ray's own helpers find this cluster where a machine runs several
         try:
             _knock(address)  # Ray itself would try for minutes
@@ -135,8 +139,6 @@ def connected() -> Iterator[dict[str, float]]:
             why = "no cluster answers there, or it asks for an access token that this process does not have"
             raise InputError(f"cannot join Ray at RAY_ADDRESS={address}: {why}; mend or unset RAY_ADDRESS") from None
     else:
-        if "RAY_AUTH_MODE" not in os.environ:  # a token for this run; Ray would leave one in the home folder, and ask for it ever after
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         ray.init(address="local", include_dashboard=False, logging_level="warning")
     try:
         yield ray.cluster_resources()

@@ -258,7 +258,14 @@ def test_every_polymer_of_a_whole_table_has_one_prediction_however_it_is_written
     given = [row["psmiles"] for row in table]
     ready = Ready(folder)
     first = ready.rows(given, neighbours=1, workers=0)
-    again = ready.rows([respell(psmiles, int(rng.integers(1, 3)), rng) for psmiles in given], neighbours=1, workers=0)
+    written = []
+    for psmiles in given:
+        try:
+            written.append(respell(psmiles, int(rng.integers(1, 3)), rng))
+        except RuntimeError:  # so small a ring of units would have two bonds between the same atoms
+            written.append(respell(psmiles, 3, rng))
+    assert np.mean([a != b for a, b in zip(given, written, strict=True)]) > 0.99
+    again = ready.rows(written, neighbours=1, workers=0)
     values = [(a["prediction"], b["prediction"]) for a, b in zip(first, again, strict=True) if "prediction" in a and "prediction" in b]
     assert len(values) > 0.98 * len(given)
     assert sum(("prediction" in a) != ("prediction" in b) for a, b in zip(first, again, strict=True)) <= 10, "units too large as written"
