@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks.setting import commit, processor
 from data_shards.progress import Plain
-from finetune import baselines, scores
-from finetune.fingerprints import Features, features
+from finetune import baselines, scores, trees
+from finetune.fingerprints import NUMBERS, Features, features
 from finetune.splits import VALIDATION, split, validation_part
 from finetune.table import Labels, load
 from finetune.tasks import TASKS
@@ -57,13 +57,13 @@ def of_groups(psmiles: dict[str, str], cache: Path, workers: int) -> tuple[dict[
     """Place of each polymer, and the features; those of a cache that holds all of the polymers, else made."""
     if cache.exists():
         kept = np.load(cache)
-        if set(psmiles) <= set(kept["names"].tolist()):
-            made = Features(kept["kept"], kept["counts"], kept["descriptors"], kept["shape"], ())
+        if set(psmiles) <= set(kept["names"].tolist()) and set(NUMBERS) <= set(kept.files):
+            made = Features.of(kept["kept"], kept, ())
             return {str(kept["names"][k]): place for place, k in enumerate(made.kept.tolist())}, made
     names = list(psmiles)
     made = features(list(psmiles.values()), workers, Plain())
     cache.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(cache, names=np.array(names), kept=made.kept, counts=made.counts, descriptors=made.descriptors, shape=made.shape)
+    np.savez(cache, names=np.array(names), kept=made.kept, **{name: getattr(made, name) for name in NUMBERS})
     return {names[k]: place for place, k in enumerate(made.kept.tolist())}, made
 
 
@@ -118,7 +118,7 @@ def setting(seed: int) -> dict[str, Any]:
         "rdkit": rdkit.__version__,
         "seed": seed,
         "regressions_averaged": baselines.SEEDS,
-        "settings": baselines.SETTINGS,
+        "settings": trees.SETTINGS,
     }
 
 

@@ -53,9 +53,7 @@ def _through_graph(gradient: torch.Tensor, predictor: Predictor, unit: UnitTopol
     if graph is None or not hasattr(graph, "atom"):
         return np.zeros(unit.num_atoms)
     gate = torch.ones(unit.num_atoms, 1, requires_grad=True)
-    scaler = predictor.scales.vectors["embedding"]
-    flat = scaler.deviation <= 1e-9 * (1 + np.abs(scaler.mean))
-    weight = gradient * torch.from_numpy(np.where(flat, 0.0, 1 / np.where(flat, 1.0, scaler.deviation)))
+    weight = gradient * torch.from_numpy(predictor.scales.vectors["embedding"].factor)
     with ExitStack() as stack:
         for table in graph.atom.values():
             handle = table.register_forward_hook(lambda _, __, found: found * gate)

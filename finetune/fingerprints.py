@@ -1,18 +1,20 @@
-"""What a property can be read from without a neural network: Morgan counts, RDKit descriptors and backbone of the unit; similarities.
+"""What a property can be read from without a neural network: Morgan counts, RDKit descriptors, backbone and levels; similarities.
 
-All are those of one more unit in a long chain (data_shards/chem/fingerprint.py, descriptors.py) of the smallest unit, so that they do
-not depend on how a polymer is written.
+All are those of one more unit in a long chain (data_shards/chem/fingerprint.py, descriptors.py, levels.py) of the smallest unit, so that
+they do not depend on how a polymer is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.chem.fingerprint import BITS, backbone_shape, morgan_counts
+from data_shards.chem.levels import LEVELS, chain_levels
 from data_shards.crew import Crash, crew
 from data_shards.errors import PolymerError
 from data_shards.progress import Progress
@@ -20,9 +22,10 @@ from data_shards.schema import UnitTopology
 
 POLYMERS_PER_TASK = 32
 TIME_LIMIT_SEC = 300.0
+NUMBERS = ("counts", "descriptors", "shape", "levels")  # of Features, as they are stored
 BLOCK = 256  # polymers compared at a time, which bounds memory
 
-Row = tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32], UnitTopology]  # counts, descriptors, shape
+Row = tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32], UnitTopology]
 SHAPE = ("heavy atoms", "backbone atoms", "backbone share", "ring share of the backbone")  # of fingerprint.backbone_shape
 
 
@@ -44,6 +47,7 @@ class Features:
         counts: (K, BITS) Morgan environments of a unit.
         descriptors: (K, F) per heavy atom, NaN where RDKit has no value.
         shape: (K, 4) SHAPE.
+        levels: (K, L) LEVELS of the infinite chain, NaN where there is none.
         refused: the others.
         units: (K,) graphs of the repeat units; empty where they were read from a file.
     """
@@ -52,8 +56,14 @@ class Features:
     counts: NDArray[np.int16]
     descriptors: NDArray[np.float32]
     shape: NDArray[np.float32]
+    levels: NDArray[np.float32]
     refused: tuple[Refused, ...]
     units: tuple[UnitTopology, ...] = ()
+
+    @classmethod
+    def of(cls, kept: NDArray[np.int64], numbers: Mapping[str, NDArray[Any]], refused: tuple[Refused, ...]) -> Features:
+        """From arrays by the names of NUMBERS."""
+        return cls(kept, numbers["counts"], numbers["descriptors"], numbers["shape"], numbers["levels"], refused)
 
     @property
     def atoms(self) -> NDArray[np.int64]:
@@ -61,7 +71,7 @@ class Features:
         return self.shape[:, 0].astype(np.int64)
 
     def matrix(self, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.float32]:
-        """(R, BITS + F + 4) counts, descriptors and shape side by side."""
+        """(R, BITS + F + 4) counts, descriptors and shape side by side, what trees are compared on."""
         own = (self.counts[rows], self.descriptors[rows], self.shape[rows])
         return np.concatenate([part.astype(np.float32) for part in own], axis=1)
 
@@ -91,10 +101,11 @@ def features(psmiles: Sequence[str], workers: int | None, bars: Progress) -> Fea
     counts = np.zeros((len(kept), BITS), dtype=np.int16)
     descriptors = np.zeros((len(kept), len(table()[0])), dtype=np.float32)
     shape = np.zeros((len(kept), len(SHAPE)), dtype=np.float32)
+    levels = np.zeros((len(kept), len(LEVELS)), dtype=np.float32)
     for place, index in enumerate(kept.tolist()):
-        counts[place], descriptors[place], shape[place], _ = rows[index]
-    units = tuple(rows[index][3] for index in kept.tolist())
-    return Features(kept, counts, descriptors, shape, tuple(sorted(refused, key=lambda one: one.index)), units)
+        counts[place], descriptors[place], shape[place], levels[place], _ = rows[index]
+    units = tuple(rows[index][4] for index in kept.tolist())
+    return Features(kept, counts, descriptors, shape, levels, tuple(sorted(refused, key=lambda one: one.index)), units)
 
 
 def _chunks(psmiles: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
@@ -111,7 +122,7 @@ def _rows(chunk: list[tuple[int, str]]) -> list[Row | str]:
     for _, psmiles in chunk:
         try:
             unit = unit_graph(psmiles)
-            found.append((morgan_counts(unit), unit_descriptors(unit), backbone_shape(unit), unit))
+            found.append((morgan_counts(unit), unit_descriptors(unit), backbone_shape(unit), chain_levels(unit), unit))
         except PolymerError as error:
             found.append(error.detail)
         except ValueError as error:  # RDKit refuses the chain although it reads the unit
@@ -171,4 +182,4 @@ class Neighbours:
         return float(np.percentile(np.concatenate(nearest), percent)) if len(self._sums) > 1 else 0.0
 
 
-__all__ = ["BITS", "SHAPE", "Features", "Neighbours", "Refused", "features", "morgan_counts"]
+__all__ = ["BITS", "NUMBERS", "SHAPE", "Features", "Neighbours", "Refused", "features", "morgan_counts"]

@@ -15,7 +15,6 @@ import numpy as np
 
 from data_shards.manifest import write_atomic
 from data_shards.progress import Progress, progress
-from finetune import baselines
 from finetune.card import NAMES, card
 from finetune.crossval import results, run_pieces
 from finetune.leak import pretrained_on
@@ -41,10 +40,12 @@ from finetune.predictor import Settings
 from finetune.splits import SPLITS, split
 from finetune.table import Labels, load
 from finetune.tasks import get_task
+from finetune.trees import installed
 from foundation.errors import InputError
 from foundation.sampling.provenance import provenance, weights_fingerprint, write_json
 
 RESULTS, PREDICTIONS, CARD, REFUSED = "results.json", "predictions.csv", "card.md", "refused.csv"
+WRITTEN = (PROBLEM, RESULTS, PREDICTIONS, CARD, REFUSED, INPUTS, "metrics.jsonl", "config.json", "run.json", "report.html")
 SMALL_TABLE = 1_000  # polymers below which starting Ray costs more than it saves
 PICTURES = 10  # best and worst predictions that are drawn atom by atom
 SHOWN = 5  # refused rows named on the screen
@@ -78,7 +79,8 @@ class Ready:
         job: as asked.
         labels: of the task, then of its teachers.
         problem: labels by polymer; its fold is not drawn yet where polymers are split by cluster.
-        pieces: that will be fitted.
+        pieces: that will be fitted; others of the same kinds where polymers are split by cluster or have no inputs.
+        leak: how many polymers of the task the pretrained model has seen; None where nobody knows.
         model, config: pretrained.
         out: folder.
         bars: where progress is shown.
@@ -89,6 +91,7 @@ class Ready:
     labels: tuple[Labels, ...]
     problem: Problem
     pieces: list[Piece]
+    leak: dict[str, int] | None
     model: Any
     config: Any
     out: Path
@@ -114,27 +117,15 @@ def prepare(job: Job, *, overwrite: bool, writing: bool) -> Ready:
     model, config = load_model(job.checkpoint)
     fold = split(labels, "folds", job.seed)
     problem = make_problem(taught, fold, job.settings, job.checkpoint, weights_fingerprint(model), job.seed)
-    pieces = planned(np.unique(fold).tolist(), job.baseline, baselines.installed(), curve="gp" in job.settings.heads)
+    pieces = planned(np.unique(fold).tolist(), job.baseline, installed(), curve="gp" in job.settings.heads)
     cores = os.cpu_count() or 1
     workers = job.workers if job.workers is not None else 0 if len(problem.groups) < SMALL_TABLE else cores
     if overwrite and writing and out.exists():
-        for name in (
-            PROBLEM,
-            RESULTS,
-            PREDICTIONS,
-            CARD,
-            REFUSED,
-            "metrics.jsonl",
-            "config.json",
-            "run.json",
-            "report.html",
-            INPUTS.format(""),
-            INPUTS.format("-untrained"),
-        ):
+        for name in WRITTEN:
             (out / name).unlink(missing_ok=True)
         for name in (PIECES, MODEL, "figures"):
             shutil.rmtree(out / name, ignore_errors=True)
-    return Ready(job, taught, problem, pieces, model, config, out, bars, workers)
+    return Ready(job, taught, problem, pieces, _leak(job.checkpoint, labels), model, config, out, bars, workers)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -183,13 +174,13 @@ def show_plan(ready: Ready) -> None:
         print(f"row {refused.row} {refused.psmiles[:60]}: {refused.reason}")
     if len(labels.refused) > SHOWN:
         print(f"and {len(labels.refused) - SHOWN} more rows that cannot be used, in {ready.out / REFUSED}")
-    seen = pretrained_on(job.checkpoint)
+    seen = ready.leak
     if seen is None:
         print(f"leak check: not known which polymers {job.checkpoint} was pretrained on")
     else:
-        inside = sum(group in seen for group in labels.groups)
-        print(f"leak check: {job.checkpoint} was pretrained on the shapes, not the values, of {inside} of {len(labels.groups)} polymers")
-    if job.baseline and not baselines.installed():
+        share = f"{seen['in_pretraining']} of {seen['polymers']} polymers"
+        print(f"leak check: {job.checkpoint} was pretrained on the shapes, not the values, of {share}")
+    if not installed():
         print("gradient-boosted trees are left out, as the package lightgbm is not installed; pip install -e '.[baselines]' brings it")
     how = "in this process" if ready.workers == 0 else f"by {ready.workers} Ray processes"
     heads = " and ".join(job.settings.heads)
@@ -217,7 +208,9 @@ def work(ready: Ready) -> None:
     problem = problem.subset(rows >= 0)
     if job.split != "folds":
         own = rows[rows >= 0][problem.own]
-        fold = split(_only(ready.labels[0], problem), job.split, job.seed, polymers.features.counts[own], polymers.features.atoms[own])
+        fold = split(
+            _with_inputs(ready.labels[0], problem), job.split, job.seed, polymers.features.counts[own], polymers.features.atoms[own]
+        )
         folds = np.full(len(problem.groups), -1)
         folds[problem.own] = fold
         problem = Problem(**{**vars(problem), "fold": folds})
@@ -225,7 +218,7 @@ def work(ready: Ready) -> None:
         raise InputError(f"--out {out} was begun with other data or settings; pass the same ones, --overwrite, or another --out")
     save_problem(problem, out)
     _write_refused(out / REFUSED, ready.labels[0], lost, polymers)
-    pieces = planned(np.unique(problem.fold[problem.own]).tolist(), job.baseline, baselines.installed(), curve="gp" in job.settings.heads)
+    pieces = planned(np.unique(problem.fold[problem.own]).tolist(), job.baseline, installed(), curve="gp" in job.settings.heads)
     found = run_pieces(out, problem, pieces, ready.workers, ready.bars)
     made = results(problem, found)
     calibrated(out / MODEL, np.inf if made["half"] is None else made["half"], made["coverage"])
@@ -237,7 +230,7 @@ def work(ready: Ready) -> None:
         "split": job.split if labels.fold is None or job.split != "folds" else "column fold",
         "settings": asdict(job.settings),
         "seed": job.seed,
-        "leak": _leak(job.checkpoint, problem),
+        "leak": ready.leak,
         "methods": {kind: NAMES.get(kind, kind) for kind in made["scores"]},
         **made,
     }
@@ -293,7 +286,7 @@ def track(out: Path, facts: Mapping[str, Any], wanted: bool) -> None:
             tracker.log(k + 1, {name: score["folds"][k] for name, score in names.items()})
 
 
-def _only(labels: Labels, problem: Problem) -> Labels:
+def _with_inputs(labels: Labels, problem: Problem) -> Labels:
     """Labels of the polymers of a problem."""
     keep = np.isin(labels.groups, [problem.groups[k] for k in problem.own])
     chosen = np.flatnonzero(keep).tolist()
@@ -301,10 +294,9 @@ def _only(labels: Labels, problem: Problem) -> Labels:
     return Labels(**{**vars(labels), **names, "values": labels.values[keep], "spread": labels.spread[keep], "fold": None})
 
 
-def _leak(checkpoint: str, problem: Problem) -> dict[str, int] | None:
+def _leak(checkpoint: str, labels: Labels) -> dict[str, int] | None:
     seen = pretrained_on(checkpoint)
-    own = [problem.groups[k] for k in problem.own]
-    return None if seen is None else {"polymers": len(own), "in_pretraining": sum(group in seen for group in own)}
+    return None if seen is None else {"polymers": len(labels.groups), "in_pretraining": sum(group in seen for group in labels.groups)}
 
 
 def _write_refused(path: Path, labels: Labels, lost: list[str], polymers: Any) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from foundation.errors import InputError
 
 Encode = Callable[[NDArray[np.int64]], Tensor]  # rows of polymers -> (R, D) embedding
-Heard = Callable[[int, float, float], None]  # epoch, loss of the training part, error of the validation part
 
 PATHS = ("graph.", "sequence.", "chain_class", "unit_class", "trunk.")  # parts of an objective that read a polymer without its shape
 
@@ -101,7 +100,6 @@ def fit_network(
     width: int,
     settings: NetworkSettings,
     seed: int,
-    heard: Heard | None = None,
 ) -> Fitted:
     """Train a perceptron, and with it what of the model is left to train.
 
@@ -115,7 +113,6 @@ def fit_network(
         width: columns of the embedding.
         settings: how.
         seed: of weights, order and dropout; the global generators stay as they are.
-        heard: told of every epoch.
 
     Raises:
         InputError: the loss is not finite.
@@ -128,7 +125,7 @@ def fit_network(
         groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": settings.lr}]
         if trained:
             groups.append({"params": [own for _, own in trained], "lr": settings.adapter_lr})
-        optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         start = [group["lr"] for group in groups]
         a_pass = math.ceil(len(train) / settings.batch)
         total = min(settings.steps, a_pass * settings.epochs)
@@ -138,7 +135,6 @@ def fit_network(
         step = 0
         for epoch in range(1, math.ceil(total / a_pass) + 1):
             head.train()
-            losses = []
             for rows in batches(train, size, settings.batch, rng):
                 for group, rate in zip(optimiser.param_groups, start, strict=True):
                     group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
@@ -150,16 +146,13 @@ def fit_network(
                 loss.backward()
                 nn.utils.clip_grad_norm_([own for group in groups for own in group["params"]], 1.0)
                 optimiser.step()
-                losses.append(loss.item())
                 step += 1
-            if not math.isfinite(losses[-1]):
+            if not math.isfinite(loss.item()):
                 raise InputError(
-                    f"the loss is {losses[-1]} in epoch {epoch}; lower the learning rate or look for values far from all others"
+                    f"the loss is {loss.item()} in epoch {epoch}; lower the learning rate or look for values far from all others"
                 )
             error, _ = residuals(predict_network(head, encode, others, valid, settings.batch), y[valid])
             now = float(error[:, 0].square().mean().sqrt())
-            if heard is not None:
-                heard(epoch, float(np.mean(losses)), now)
             if now < best[0]:
                 best = (now, epoch, copy.deepcopy(head.state_dict()), {name: own.detach().clone() for name, own in trained})
             elif epoch - best[1] >= settings.patience:

@@ -1,8 +1,7 @@
 """A cross-validation as pieces: what is fitted to one training fold, computed anywhere, kept on disk, never computed twice.
 
 <out>/problem.npz            labels, folds, names; its key says which pieces belong to it
-<out>/inputs.npz             what heads read of every polymer, of the pretrained model
-<out>/inputs-untrained.npz   the same of the untrained one
+<out>/inputs.npz             what heads read of every polymer, of the pretrained model and of an untrained one
 <out>/pieces/ours-0.npz      predictions of fold 0 by heads that did not see it, and so on
 <out>/model                  heads fitted to all labels (saved.py)
 """
@@ -13,7 +12,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +96,10 @@ def load_problem(out: Path) -> Problem:
     Raises:
         InputError: none, or a damaged one.
     """
-    from finetune.network import NetworkSettings
-
     try:
         with np.load(out / PROBLEM, allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))
-            settings = facts["settings"]
-            settings = Settings(**{**settings, "heads": tuple(settings["heads"]), "network": NetworkSettings(**settings["network"])})
+            settings = Settings.parse(facts["settings"])
             groups, psmiles = (tuple(file[name].tolist()) for name in ("groups", "psmiles"))
             where = facts["checkpoint"], facts["weights"], facts["seed"]
             return Problem(tuple(facts["tasks"]), groups, psmiles, file["y"], file["fold"], settings, *where)
@@ -149,7 +145,7 @@ def read_piece(out: Path, piece: Piece, key: str) -> dict[str, NDArray[Any]] | N
         return None
 
 
-def compute(out: Path, piece: Piece, threads: int, heard: Callable[[str], None] | None = None) -> None:
+def compute(out: Path, piece: Piece, threads: int) -> None:
     """Fit a piece and write it."""
     import torch
 
@@ -163,7 +159,7 @@ def compute(out: Path, piece: Piece, threads: int, heard: Callable[[str], None] 
     if piece.kind in (TREES, MEAN):
         found["value"] = _baseline(piece.kind, problem, polymers, rows, train, test, threads)
     else:
-        made = _fit(problem, polymers, rows, train, piece, heard)
+        made = _fit(problem, polymers, rows, train, piece)
         if piece.fold is None:
             from finetune.saved import save_predictor
 
@@ -188,12 +184,7 @@ def compute_here(item: tuple[str, Piece, int]) -> str:
 
 
 def _fit(
-    problem: Problem,
-    polymers: Polymers,
-    rows: NDArray[np.int64],
-    train: NDArray[np.int64],
-    piece: Piece,
-    heard: Callable[[str], None] | None,
+    problem: Problem, polymers: Polymers, rows: NDArray[np.int64], train: NDArray[np.int64], piece: Piece
 ) -> tuple[Predictor, Encoder | None]:
     settings = problem.settings
     if piece.kind.startswith(CURVE):
@@ -201,10 +192,10 @@ def _fit(
         own = np.intersect1d(train, problem.own)
         train = validation_part(problem.groups, own, share, seed=problem.seed + 99)[1]
         settings = Settings(heads=("gp",))
-    encoder = encoder_of(problem, settings, rows, untrained=piece.kind == UNTRAINED) if settings.adapter != "none" else None
+    encoder = encoder_of(problem, settings, untrained=piece.kind == UNTRAINED) if settings.adapter != "none" else None
     groups = [problem.groups[k] for k in train]
     part = encoder if encoder is None else encoder.part(train)
-    made = fit(polymers, rows[train], problem.y[train], groups, settings, problem.seed, part, heard)
+    made = fit(polymers, rows[train], problem.y[train], groups, settings, problem.seed, part)
     test = np.flatnonzero(problem.fold == piece.fold)
     return made, encoder if encoder is None else encoder.part(test)
 
@@ -251,7 +242,7 @@ def _inputs_key(problem: Problem) -> str:
     return f"{problem.weights} {problem.seed} {problem.settings.conformations} conformations"
 
 
-def encoder_of(problem: Problem, settings: Settings, rows: NDArray[np.int64], untrained: bool) -> Encoder:
+def encoder_of(problem: Problem, settings: Settings, untrained: bool) -> Encoder:
     """The pretrained model, or the same untrained, with what of it will be trained."""
     import torch
 
@@ -304,8 +295,6 @@ def make_problem(labels: Sequence[Any], fold: NDArray[np.int64], settings: Setti
     names = tuple(table.name for table in labels)
     return Problem(names, tuple(psmiles), tuple(psmiles.values()), y, folds, settings, checkpoint, weights, seed)
 
-
-Found = Mapping[Piece, Mapping[str, NDArray[Any]]]
 
 __all__ = [
     "CURVE", "FINAL", "MEAN", "MODEL", "OURS", "SHARES", "TREES", "UNTRAINED", "Piece", "Problem", "compute", "compute_here", "inputs_of",

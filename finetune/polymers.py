@@ -1,4 +1,4 @@
-"""Polymers as the numbers that heads read: environments, descriptors, size, and what the pretrained model says of them.
+"""Polymers as the numbers that heads read: environments, descriptors, size, levels, and what the pretrained model says of them.
 
 Everything here is a function of the smallest repeat unit without stereo marks, so every way of writing a polymer gives the same numbers.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_shards.manifest import write_atomic
 from data_shards.progress import Progress
 from data_shards.schema import UnitTopology
-from finetune.fingerprints import Features, Refused, features
+from finetune.fingerprints import NUMBERS, Features, Refused, features
 from foundation.errors import InputError, PolymerError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Polymers:
     """K polymers, row by row.
 
     Attributes:
-        features: environments, descriptors and size of the unit; kept counts rows of what was asked for.
+        features: environments, descriptors, size and levels of the unit; kept counts rows of what was asked for.
         embedding: (K, D) float32 of the pretrained model.
     """
 
@@ -42,11 +42,15 @@ class Polymers:
         return len(self.embedding)
 
     def vectors(self, rows: NDArray[np.integer] | slice = slice(None)) -> dict[str, NDArray[np.float64]]:
-        """(R, .) descriptors with sizes, NaN where RDKit has none, and the embedding."""
+        """(R, .) descriptors with sizes, levels, both NaN where there is none, and the embedding."""
         own = self.features
         sizes = own.shape[rows].astype(np.float64)
         described = np.concatenate([own.descriptors[rows], sizes, np.log(sizes[:, :2])], axis=1)
-        return {"descriptors": described, "embedding": self.embedding[rows].astype(np.float64)}
+        return {
+            "descriptors": described,
+            "levels": own.levels[rows].astype(np.float64),
+            "embedding": self.embedding[rows].astype(np.float64),
+        }
 
     def densities(self, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.float64]:
         """(R, bits) environments per heavy atom of the unit."""
@@ -132,7 +136,8 @@ def _readable(found: Features, psmiles: Sequence[str]) -> Features:
 def _only(found: Features, keep: NDArray[np.bool_], refused: Sequence[Refused]) -> Features:
     units = tuple(unit for unit, own in zip(found.units, keep, strict=True) if own)
     why = tuple(sorted(refused, key=lambda one: one.index))
-    return Features(found.kept[keep], found.counts[keep], found.descriptors[keep], found.shape[keep], why, units)
+    numbers = {name: getattr(found, name)[keep] for name in NUMBERS}
+    return replace(Features.of(found.kept[keep], numbers, why), units=units)
 
 
 def make_polymers(named: Mapping[str, str], key: str, cache: Path, models: Mapping[str, Any], how: How) -> None:
@@ -152,7 +157,7 @@ def make_polymers(named: Mapping[str, str], key: str, cache: Path, models: Mappi
     rows = np.full(len(named), -1)
     rows[own.kept] = np.arange(len(own.kept))
     refused = np.array([(one.index, one.psmiles, one.reason) for one in own.refused], dtype=str).reshape(-1, 3)
-    parts: dict[str, Any] = {"counts": own.counts, "descriptors": own.descriptors, "shape": own.shape, "refused": refused}
+    parts: dict[str, Any] = {name: getattr(own, name) for name in NUMBERS} | {"refused": refused}
     parts |= {f"embedding_{name}": polymers.embedding for name, polymers in made.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, key=np.array(key), names=np.array(list(named)), rows=rows, **parts)
@@ -168,7 +173,7 @@ def load_polymers(cache: Path, key: str, name: str) -> tuple[dict[str, int], Pol
                 return None
             place = dict(zip(file["names"].tolist(), file["rows"].tolist(), strict=True))
             refused = tuple(Refused(int(index), psmiles, reason) for index, psmiles, reason in file["refused"].tolist())
-            own = Features(np.flatnonzero(file["rows"] >= 0), file["counts"], file["descriptors"], file["shape"], refused)
+            own = Features.of(np.flatnonzero(file["rows"] >= 0), file, refused)
             return place, Polymers(own, file[f"embedding_{name}"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
@@ -197,10 +202,14 @@ class Scaler:
 
     def __call__(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         """(R, d) standardised, cut at CUT; NaN becomes the mean."""
-        flat = self.deviation <= 1e-9 * (1 + np.abs(self.mean))
-        scaled = (x - self.mean) / np.where(flat, 1.0, self.deviation)
-        found: NDArray[np.float64] = np.clip(np.nan_to_num(np.where(flat, 0.0, scaled), nan=0.0), -CUT, CUT)
+        found: NDArray[np.float64] = np.clip(np.nan_to_num((x - self.mean) * self.factor, nan=0.0), -CUT, CUT)
         return found
+
+    @property
+    def factor(self) -> NDArray[np.float64]:
+        """(d,) one over the deviation, 0 where there is none."""
+        flat = self.deviation <= 1e-9 * (1 + np.abs(self.mean))
+        return np.where(flat, 0.0, 1 / np.where(flat, 1.0, self.deviation))
 
 
 __all__ = ["CUT", "How", "Polymers", "Scaler", "load_polymers", "make_polymers", "read_polymers"]

@@ -1,4 +1,4 @@
-"""What predicts a property of a polymer: a Gaussian process and neural heads on the same inputs, averaged.
+"""What predicts a property of a polymer: a Gaussian process, neural heads and trees on the same inputs, weighted (stacking.py).
 
 Everything here is fitted to labels of a training fold: scales, kernels, weights, and when training stops. Values are standardised inside;
 a prediction is in the unit of the task.
@@ -7,7 +7,7 @@ a prediction is in the unit of the task.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,12 @@ from finetune.gaussian import Posterior
 from finetune.network import Fitted, NetworkSettings, fit_network, predict_network
 from finetune.polymers import Polymers, Scaler
 from finetune.splits import validation_part
+from finetune.stacking import stack
+from finetune.trees import Trees, grow
 
 Rows = NDArray[np.int64]
-HEADS = ("gp", "network")
+HEADS = ("gp", "network", "trees")
+LOUD = 4.0  # times a deviation: levels are few among thousands of inputs of a network
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Settings:
     """What is fitted.
 
     Attributes:
-        heads: of HEADS, averaged.
+        heads: of HEADS.
         adapter: none: the pretrained model stays as it is; lora: adapters are trained with the network; full: all of it is.
         rank: of adapters.
-        members: networks, each with a validation part and a seed of its own.
+        members: networks, and sets of trees, each with a validation part and a seed of its own.
         conformations: generated of each polymer and embedded beside its graph; they are averaged.
         network: how they are trained.
     """
@@ -44,6 +47,11 @@ class Settings:
     members: int = 3
     conformations: int = 0
     network: NetworkSettings = field(default_factory=NetworkSettings)
+
+    @classmethod
+    def parse(cls, facts: Mapping[str, Any]) -> Settings:
+        """From what dataclasses.asdict made of one."""
+        return cls(**{**facts, "heads": tuple(facts["heads"]), "network": NetworkSettings(**facts["network"])})
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,11 @@ class Scales:
         return {"counts": torch.from_numpy(polymers.densities(rows)), **own}
 
     def others(self, polymers: Polymers, rows: Rows) -> torch.Tensor:
-        """Of a network besides the embedding: (R, F) float32, descriptors and logarithms of counts."""
-        described = self.vectors["descriptors"](polymers.vectors(rows)["descriptors"])
+        """Of a network besides the embedding: (R, F) float32, descriptors, levels and logarithms of counts."""
+        own = polymers.vectors(rows)
+        described, levels = (self.vectors[name](own[name]) for name in ("descriptors", "levels"))
         counted = np.log1p(np.maximum(polymers.features.counts[rows], 0))
-        return torch.from_numpy(np.concatenate([described, counted], axis=1).astype(np.float32))
+        return torch.from_numpy(np.concatenate([described, LOUD * levels, counted], axis=1).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,18 @@ class Predictor:
         scales: of inputs and values.
         posterior: of the Gaussian process, or None.
         networks: fitted, or none.
+        trees: grown, or none.
+        valid: error of each kind of head on polymers that it was not fitted to, standardised.
+        weights: of the kinds of heads.
     """
 
     settings: Settings
     scales: Scales
     posterior: Posterior | None
     networks: tuple[Fitted, ...]
+    trees: tuple[Trees, ...]
+    valid: dict[str, float]
+    weights: dict[str, float]
 
     def predict(self, polymers: Polymers, rows: Rows, encoder: Encoder | None = None) -> Prediction:
         """Values of polymers.
@@ -109,28 +124,23 @@ class Predictor:
             polymers, rows: which.
             encoder: of the pretrained model, reading these very polymers, where adapters were trained.
         """
-        found, spreads = {}, []
+        found: dict[str, NDArray[np.float64]] = {}
+        spread = np.full(len(rows), sum(self.weights[name] * error for name, error in self.valid.items()))
         if self.posterior is not None:
             mean, deviation = self.posterior.predict(self.scales.inputs(polymers, rows))
-            found["gp"] = mean.numpy()
-            spreads.append(deviation.numpy())
+            found["gp"], spread = mean.numpy(), deviation.numpy()
         if self.networks:
-            others = self.scales.others(polymers, rows)
-            each = []
-            for one in self.networks:
-                encode = self._encode(polymers, rows, one, encoder)
-                each.append(
-                    predict_network(one.head, encode, others, np.arange(len(rows)), self.settings.network.batch)[:, 0].double().numpy()
-                )
-            found["network"] = np.mean(each, axis=0)
-            if not spreads:
-                valid = float(np.mean([one.valid for one in self.networks]))
-                spreads.append(np.sqrt(np.var(each, axis=0) + valid**2))
-        own = np.mean(list(found.values()), axis=0)
-        apart = np.std(list(found.values()), axis=0)
+            others, batch, every = self.scales.others(polymers, rows), self.settings.network.batch, np.arange(len(rows))
+            each = (predict_network(one.head, self._encode(polymers, rows, one, encoder), others, every, batch) for one in self.networks)
+            found["network"] = np.mean([own[:, 0].double().numpy() for own in each], axis=0)
+        if self.trees:
+            x = for_trees(polymers, rows)
+            found["trees"] = np.mean([one.predict(x) for one in self.trees], axis=0)
+        own = np.sum([self.weights[name] * value for name, value in found.items()], axis=0)
+        apart = np.sum([self.weights[name] * (value - own) ** 2 for name, value in found.items()], axis=0)
         scale, shift = self.scales.deviation[0], self.scales.mean[0]
         values = {name: shift + scale * value for name, value in found.items()}
-        return Prediction(shift + scale * own, scale * np.sqrt(spreads[0] ** 2 + apart**2), values)
+        return Prediction(shift + scale * own, scale * np.sqrt(spread**2 + apart), values)
 
     def _encode(self, polymers: Polymers, rows: Rows, one: Fitted, encoder: Encoder | None) -> Callable[[Rows], torch.Tensor]:
         scaler = self.scales.vectors["embedding"]
@@ -174,9 +184,7 @@ class Encoder:
         """Standardised embeddings, with a gradient, of polymers by place."""
         from foundation.data.collate import collate_conditions
 
-        flat = scaler.deviation <= 1e-9 * (1 + np.abs(scaler.mean))
-        mean = torch.tensor(scaler.mean, dtype=torch.float32)
-        factor = torch.tensor(np.where(flat, 0.0, 1 / np.where(flat, 1.0, scaler.deviation)), dtype=torch.float32)
+        mean, factor = (torch.tensor(own, dtype=torch.float32) for own in (scaler.mean, scaler.factor))
 
         def encode(chosen: Rows) -> torch.Tensor:
             given = collate_conditions([self.conditions[k] for k in chosen]).to(self.device)
@@ -193,7 +201,6 @@ def fit(
     settings: Settings,
     seed: int,
     encoder: Encoder | None = None,
-    heard: Callable[[str], None] | None = None,
 ) -> Predictor:
     """Fit all heads to a training fold.
 
@@ -205,7 +212,6 @@ def fit(
         settings: what is fitted.
         seed: of everything that is drawn.
         encoder: reading these very polymers, where adapters or the whole model are trained.
-        heard: told what is going on.
     """
     scales = Scales(
         {name: Scaler.of(x) for name, x in polymers.vectors(rows[~np.isnan(y[:, 0])]).items()},
@@ -213,28 +219,57 @@ def fit(
         np.maximum(np.nanstd(y, axis=0), 1e-12),
     )
     standard = (y - scales.mean) / scales.deviation
+    own = np.flatnonzero(~np.isnan(y[:, 0]))
+    parts = [validation_part(groups, own, seed=seed * 1000 + member)[1] for member in range(settings.members)]
+    held: dict[str, list[NDArray[np.float64]]] = {name: [] for name in settings.heads}
     posterior = None
     if "gp" in settings.heads:
-        own = ~np.isnan(standard[:, 0])
-        posterior = gaussian.fit(scales.inputs(polymers, rows[own]), torch.from_numpy(standard[own, 0]), seed)
+        x, labels = scales.inputs(polymers, rows[own]), torch.from_numpy(standard[own, 0])
+        posterior = gaussian.fit(x, labels, seed)
+        if len(settings.heads) > 1:
+            held["gp"] = [_without(posterior, np.isin(own, part), seed) for part in parts]
     networks = []
     if "network" in settings.heads:
-        others = scales.others(polymers, rows)
-        labels, own = torch.from_numpy(standard.astype(np.float32)), np.flatnonzero(~np.isnan(y[:, 0]))
+        others, size = scales.others(polymers, rows), polymers.features.atoms[rows]
         table = torch.from_numpy(scales.vectors["embedding"](polymers.embedding[rows]).astype(np.float32))
-        for member in range(settings.members):
-            _, valid = validation_part(groups, own, seed=seed * 1000 + member)
-            train = np.setdiff1d(np.arange(len(rows)), valid)
+        values = torch.from_numpy(standard.astype(np.float32))
+        for member, part in enumerate(parts):
+            train = np.setdiff1d(np.arange(len(rows)), part)
             if encoder is not None:
                 encoder.load({})
             encode = (lambda chosen: table[chosen]) if encoder is None else encoder.scaled(scales.vectors["embedding"])
-            model = None if encoder is None else encoder.model
-            told = None if heard is None else (lambda epoch, loss, error: heard(f"epoch {epoch} loss {loss:.3f} valid {error:.3f}"))
-            size = polymers.features.atoms[rows]
-            networks.append(
-                fit_network(encode, model, others, labels, size, train, valid, table.shape[1], settings.network, seed * 1000 + member, told)
-            )
-    return Predictor(settings, scales, posterior, tuple(networks))
+            model, drawn = None if encoder is None else encoder.model, seed * 1000 + member
+            made = fit_network(encode, model, others, values, size, train, part, table.shape[1], settings.network, drawn)
+            networks.append(made)
+            held["network"].append(predict_network(made.head, encode, others, part, settings.network.batch)[:, 0].double().numpy())
+    grown = []
+    if "trees" in settings.heads:
+        read, target = for_trees(polymers, rows), standard[:, 0]
+        for member, part in enumerate(parts):
+            train = np.setdiff1d(own, part)
+            grown.append(grow(read[train], target[train], read[part], target[part], seed * 1000 + member, torch.get_num_threads()))
+            held["trees"].append(grown[-1].valid)
+    weights, valid = {name: 1.0 for name in settings.heads}, {}
+    truth = np.concatenate([standard[part, 0] for part in parts])
+    told = {name: np.concatenate(said) for name, said in held.items() if said}
+    if told:
+        valid = {name: float(np.sqrt(np.mean((said - truth) ** 2))) for name, said in told.items()}
+        weights = dict(zip(told, stack(np.stack(list(told.values()), axis=1), truth).tolist(), strict=True))
+    return Predictor(settings, scales, posterior, tuple(networks), tuple(grown), valid, weights)
 
 
-__all__ = ["HEADS", "Encoder", "Prediction", "Predictor", "Scales", "Settings", "fit"]
+def for_trees(polymers: Polymers, rows: Rows) -> NDArray[np.float32]:
+    """(R, .) what trees read: counts, descriptors, shape, levels. Embeddings make them worse."""
+    return np.concatenate([polymers.features.matrix(rows), polymers.features.levels[rows]], axis=1)
+
+
+def _without(posterior: Posterior, part: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+    """What a process of the same kernel says of some of its polymers when it does not know their labels."""
+    keep, out = np.flatnonzero(~part), np.flatnonzero(part)
+    x = {name: own[keep] for name, own in posterior.x.items()}
+    known = gaussian.condition(posterior.process, x, posterior.y[keep], seed)
+    with torch.no_grad():
+        return np.asarray(known.mean({name: own[out] for name, own in posterior.x.items()}).numpy())
+
+
+__all__ = ["HEADS", "LOUD", "Encoder", "Prediction", "Predictor", "Scales", "Settings", "fit", "for_trees"]

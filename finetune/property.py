@@ -28,10 +28,12 @@ def main(
     teachers: Annotated[bool, typer.Option(help="also learn from tables of related tasks that lie beside --data, such as eea.csv")] = True,
     checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder, address of either, or small")] = "small",
     out: Annotated[Path | None, typer.Option(help="folder of the results and the model; by default runs/TASK")] = None,
-    heads: Annotated[str, typer.Option(help="gp, network or both, separated by a comma; their predictions are averaged")] = "gp,network",
+    heads: Annotated[
+        str | None, typer.Option(help="of gp, network and trees, separated by commas; by default all; validation parts weight them")
+    ] = None,
     adapter: Annotated[str, typer.Option(help="what of the pretrained model is trained with the network: none, lora or full")] = "none",
     rank: Annotated[int, typer.Option(help="of LoRA adapters")] = 4,
-    members: Annotated[int, typer.Option(help="networks that are averaged")] = 3,
+    members: Annotated[int, typer.Option(help="networks, and sets of trees, that are averaged")] = 3,
     conformations: Annotated[
         int, typer.Option(help="chains that the pretrained model generates of each polymer and reads beside its graph; about a second each")
     ] = 0,
@@ -55,18 +57,24 @@ def main(
     """
     from finetune.job import Job, prepare, show_plan, work
     from finetune.predictor import HEADS, Settings
+    from finetune.trees import NOT_INSTALLED, installed
     from foundation.errors import InputError
     from foundation.sampling.request import check_numbers, check_seed
 
     check_numbers(rank=rank, members=members, limit=limit)
     check_seed(seed)
-    chosen = tuple(dict.fromkeys(word.strip() for word in heads.split(",")))
+    there = HEADS if installed() else tuple(name for name in HEADS if name != "trees")
+    chosen = there if heads is None else tuple(dict.fromkeys(word.strip() for word in heads.split(",")))
     if not chosen or set(chosen) - set(HEADS):
         raise InputError(f"--heads {heads!r} must be of {', '.join(HEADS)}; change it")
+    if not set(chosen) <= set(there):
+        raise InputError(f"{NOT_INSTALLED}, or pass --heads {','.join(there)}")
     if adapter not in ("none", "lora", "full"):
         raise InputError(f"--adapter {adapter!r} must be one of none, lora, full; change it")
     if adapter != "none" and "network" not in chosen:
-        raise InputError(f"--adapter {adapter} is trained with a network, but --heads is {heads}; add network, or pass --adapter none")
+        raise InputError(
+            f"--adapter {adapter} is trained with a network, but --heads is {','.join(chosen)}; add network, or pass --adapter none"
+        )
     if conformations < 0 or (conformations and adapter != "none"):
         bound = ">= 0" if conformations < 0 else "0 with an adapter, which is trained on graphs"
         raise InputError(f"conformations {conformations} must be {bound}; change --conformations")

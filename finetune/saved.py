@@ -2,6 +2,7 @@
 
 <model>/config.json        task, settings, the pretrained weights it needs, half width of its intervals, sha256 of the numbers
 <model>/model.safetensors  scales, labels and their inputs, kernel, weights of networks and adapters
+<model>/trees-0.txt        trees as lightgbm writes them, and so on
 <model>/training.csv       polymers that it was fitted to, with their values
 """
 
@@ -20,18 +21,19 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.manifest import write_atomic
-from finetune.fingerprints import Features, Neighbours
+from finetune.fingerprints import NUMBERS, Features, Neighbours
 from finetune.gaussian import GaussianProcess, Posterior
-from finetune.network import Fitted, NetworkSettings, Perceptron
+from finetune.network import Fitted, Perceptron
 from finetune.pieces import Problem
 from finetune.polymers import Polymers, Scaler
 from finetune.predictor import Predictor, Scales, Settings
 from finetune.tasks import Task, get_task
+from finetune.trees import Trees
 from foundation.errors import CheckpointError
 from foundation.train import snapshot
 from foundation.train.snapshot import FIX
 
-CONFIG, WEIGHTS, TRAINING, FORMAT = "config.json", "model.safetensors", "training.csv", 1
+CONFIG, WEIGHTS, TRAINING, FORMAT = "config.json", "model.safetensors", "training.csv", 2
 FAR = 5.0  # percent of the training polymers whose nearest other one is farther than the bound of the domain
 
 
@@ -78,9 +80,7 @@ def save_predictor(predictor: Predictor, problem: Problem, polymers: Polymers, r
     folder.mkdir(parents=True, exist_ok=True)
     own = polymers.features
     tensors: dict[str, Any] = {
-        "inputs.counts": own.counts[rows],
-        "inputs.descriptors": own.descriptors[rows],
-        "inputs.shape": own.shape[rows],
+        **{f"inputs.{name}": getattr(own, name)[rows] for name in NUMBERS},
         "inputs.embedding": polymers.embedding[rows],
         "labels.y": problem.y,
         "scales.mean": predictor.scales.mean,
@@ -107,6 +107,8 @@ def save_predictor(predictor: Predictor, problem: Problem, polymers: Polymers, r
         [[psmiles, "" if np.isnan(value) else repr(float(value))] for psmiles, value in zip(problem.psmiles, values, strict=True)]
     )
     write_atomic(folder / TRAINING, text.getvalue().encode())
+    for name, grown in zip(_trees_files(len(predictor.trees)), predictor.trees, strict=True):
+        write_atomic(folder / name, grown.text.encode())
     near = Neighbours(own.counts[rows[problem.own]], own.atoms[rows[problem.own]])
     config = {
         "format": FORMAT,
@@ -119,7 +121,10 @@ def save_predictor(predictor: Predictor, problem: Problem, polymers: Polymers, r
         "similar": near.usual(FAR),
         "half": None,
         "coverage": 0.9,
-        "sha256": {name: snapshot.sha256(folder / name) for name in (WEIGHTS, TRAINING)},
+        "trees": [{"columns": one.columns.tolist(), "centre": one.centre, "scale": one.scale} for one in predictor.trees],
+        "valid": predictor.valid,
+        "stacking": predictor.weights,
+        "sha256": {name: snapshot.sha256(folder / name) for name in (WEIGHTS, TRAINING, *_trees_files(len(predictor.trees)))},
     }
     write_atomic(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
@@ -143,18 +148,16 @@ def load_predictor(folder: Path) -> Saved:
     try:
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']!r}, this program reads {FORMAT}")
-        for name in (WEIGHTS, TRAINING):
-            if snapshot.sha256(folder / name) != config["sha256"][name]:
+        for name, sha256 in config["sha256"].items():
+            if snapshot.sha256(folder / name) != sha256:
                 raise ValueError(f"{name} is not what was written")
-        settings = config["settings"]
-        settings = Settings(**{**settings, "heads": tuple(settings["heads"]), "network": NetworkSettings(**settings["network"])})
         tensors = snapshot.load_tensors(folder / WEIGHTS)
         with (folder / TRAINING).open(encoding="utf-8", newline="") as file:
             table = list(csv.DictReader(file))
         psmiles = tuple(row["psmiles"] for row in table)
         values = np.array([float(row["value"]) if row["value"] else np.nan for row in table])
         polymers = _polymers(tensors)
-        predictor = _predictor(tensors, settings, config["networks"], polymers)
+        predictor = _predictor(tensors, config, polymers, _read_trees(folder, config))
         place = config["checkpoint"], config["weights"], config["half"], config["coverage"], config["similar"]
         return Saved(predictor, get_task(config["task"]), psmiles, values, polymers, *place)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, AttributeError) as error:
@@ -163,14 +166,16 @@ def load_predictor(folder: Path) -> Saved:
 
 
 def _polymers(tensors: Mapping[str, torch.Tensor]) -> Polymers:
-    counts, descriptors, shape, embedding = (tensors[f"inputs.{name}"].numpy() for name in ("counts", "descriptors", "shape", "embedding"))
-    return Polymers(Features(np.arange(len(counts)), counts, descriptors, shape, ()), embedding)
+    embedding = tensors["inputs.embedding"].numpy()
+    numbers = {name: tensors[f"inputs.{name}"].numpy() for name in NUMBERS}
+    return Polymers(Features.of(np.arange(len(embedding)), numbers, ()), embedding)
 
 
-def _predictor(tensors: Mapping[str, torch.Tensor], settings: Settings, networks: list[dict[str, Any]], polymers: Polymers) -> Predictor:
+def _predictor(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], polymers: Polymers, trees: tuple[Trees, ...]) -> Predictor:
+    settings = Settings.parse(config["settings"])
     vectors = {
         name: Scaler(tensors[f"scales.{name}.mean"].numpy(), tensors[f"scales.{name}.deviation"].numpy())
-        for name in ("descriptors", "embedding")
+        for name in ("descriptors", "levels", "embedding")
     }
     scales = Scales(vectors, tensors["scales.mean"].numpy(), tensors["scales.deviation"].numpy())
     y = tensors["labels.y"].numpy()
@@ -179,15 +184,29 @@ def _predictor(tensors: Mapping[str, torch.Tensor], settings: Settings, networks
         inputs = scales.inputs(polymers, np.flatnonzero(~np.isnan(y[:, 0])))
         process = GaussianProcess({name: x.shape[1] for name, x in inputs.items()}).requires_grad_(False)
         process.load_state_dict(_within(tensors, "gp.process."))
-        posterior = Posterior(process, inputs, tensors["gp.weights"], tensors["gp.anchors"], tensors["gp.factor"])
+        labels = (torch.from_numpy(y[~np.isnan(y[:, 0]), 0]) - float(scales.mean[0])) / float(scales.deviation[0])
+        posterior = Posterior(process, inputs, labels, tensors["gp.weights"], tensors["gp.anchors"], tensors["gp.factor"])
     fitted = []
-    for k, facts in enumerate(networks):
+    for k, facts in enumerate(config["networks"]):
         state, adapted = (_within(tensors, f"network.{k}.{part}.") for part in ("head", "adapted"))
         width = polymers.embedding.shape[1]
         head = Perceptron(width, state["layers.0.weight"].shape[1] - width, y.shape[1], settings.network)
         head.load_state_dict(state)
         fitted.append(Fitted(head.eval(), adapted, int(facts["epoch"]), float(facts["valid"])))
-    return Predictor(settings, scales, posterior, tuple(fitted))
+    return Predictor(settings, scales, posterior, tuple(fitted), trees, config["valid"], config["stacking"])
+
+
+def _trees_files(number: int) -> list[str]:
+    return [f"trees-{k}.txt" for k in range(number)]
+
+
+def _read_trees(folder: Path, config: Mapping[str, Any]) -> tuple[Trees, ...]:
+    found = []
+    for name, facts in zip(_trees_files(len(config["trees"])), config["trees"], strict=True):
+        columns, text = np.array(facts["columns"], dtype=np.int64), (folder / name).read_text(encoding="utf-8")
+        found.append(Trees(text, columns, float(facts["centre"]), float(facts["scale"]), np.empty(0)))
+        found[-1].booster.num_trees()  # text that is not of trees is refused here
+    return tuple(found)
 
 
 def _within(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

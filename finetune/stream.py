@@ -74,9 +74,7 @@ class Ready:
         self.near: Neighbours = self.saved.neighbours()
         settings = self.saved.predictor.settings
         if settings.adapter != "none":
-            from foundation.train.checkpoint import load_model as again
-
-            self.tuned, _ = again(checkpoint or self.saved.checkpoint)
+            self.tuned, _ = load_model(checkpoint or self.saved.checkpoint)
             adapted(self.tuned, settings)
 
     def rows(self, written: list[str], neighbours: int, workers: int) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from rdkit import Chem
 from rdkit.Chem import Descriptors, rdPartialCharges
 from rdkit.Chem.EState.EState import GetPrincipleQuantumNumber
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import shortest_path
 
 from data_shards.chem.oligomer import heavy_chain
 from data_shards.errors import PolymerError
@@ -84,9 +86,15 @@ def _keep_e_states(mol: Chem.Mol) -> None:
     valence = np.array([table.GetNOuterElecs(atom.GetAtomicNum()) - atom.GetTotalNumHs() for atom in atoms], dtype=np.float64)
     period = np.array([GetPrincipleQuantumNumber(atom.GetAtomicNum()) for atom in atoms], dtype=np.float64)
     intrinsic = np.divide(4.0 / period**2 * valence + 1.0, degree, out=np.zeros(len(atoms)), where=degree > 0)
-    steps = Chem.GetDistanceMatrix(mol) + 1.0
-    weight = np.where(steps < 1e6, 1.0 / steps**2, 0.0)
+    weight = 1.0 / (_distances(mol) + 1.0) ** 2
     mol._eStateIndices = intrinsic + intrinsic * weight.sum(1) - weight @ intrinsic
+
+
+def _distances(mol: Chem.Mol) -> NDArray[np.float64]:
+    """(H, H) bonds between atoms, infinite where there is no path; RDKit's own matrix costs the third power of the atoms."""
+    first, second = np.nonzero(Chem.GetAdjacencyMatrix(mol))
+    graph = csr_array((np.ones(len(first)), (first, second)), shape=(mol.GetNumAtoms(), mol.GetNumAtoms()))
+    return np.asarray(shortest_path(graph, method="D", directed=False, unweighted=True))
 
 
 def _has_charges(mol: Chem.Mol) -> bool:

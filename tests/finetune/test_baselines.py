@@ -67,5 +67,5 @@ def test_without_the_package_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(builtins, "__import__", without)
     x, y = data(20)
-    with pytest.raises(InputError, match=r"needs the package lightgbm; install it with pip install -e '.\[baselines\]'"):
+    with pytest.raises(InputError, match=r"need the package lightgbm; install it with pip install -e '.\[baselines\]'"):
         baselines.fit_predict_lightgbm(x, y, x, y, x, 0)

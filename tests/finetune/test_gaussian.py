@@ -55,13 +55,41 @@ def test_kernel_is_positive_symmetric_and_has_the_prior_on_its_diagonal(rng: tor
 
 def test_gradient_of_the_likelihood(rng: torch.Generator) -> None:
     x, y = labelled(12, rng)
-    process = GaussianProcess({"counts": 12, "descriptors": 4})
+    x["levels"] = torch.randn(12, 2, generator=rng, dtype=torch.float64)
+    process = GaussianProcess({"counts": 12, "descriptors": 4, "levels": 2})
     names = [name for name, _ in process.named_parameters()]
 
     def value(*parameters: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(_Likelihood(process), {f"process.{n}": p for n, p in zip(names, parameters, strict=True)}, (x, y))
 
     assert torch.autograd.gradcheck(value, tuple(p.detach().clone().requires_grad_() for p in process.parameters()), atol=1e-6)
+
+
+def test_slope_of_the_likelihood_is_that_of_autograd(rng: torch.Generator) -> None:
+    x, y = labelled(30, rng)
+    process = GaussianProcess({"counts": 12, "descriptors": 4})
+    noisy = (process.kernel(x, x) + process.noise * torch.eye(30, dtype=torch.float64)).detach().requires_grad_()
+    factor = torch.linalg.cholesky(noisy)
+    half = torch.linalg.solve_triangular(factor, y[:, None], upper=False)
+    expected = (0.5 * half.square().sum() + factor.diagonal().log().sum()) / 30
+    value, slope = gaussian._likelihood(noisy.detach(), y)
+    assert value == pytest.approx(float(process.negative_log_likelihood(x, y).detach()))
+    found = torch.autograd.grad(expected, noisy)[0]
+    torch.testing.assert_close(slope + slope.T, found + found.T)
+
+
+def test_columns_of_levels_have_a_length_each(rng: torch.Generator) -> None:
+    """A column twice as relevant is one twice as large; learning tells the one that says all from those that say nothing."""
+    x = {"levels": torch.randn(120, 3, generator=rng, dtype=torch.float64)}
+    y = torch.sin(2 * x["levels"][:, 0])
+    process = GaussianProcess({"levels": 3})
+    with torch.no_grad():
+        process.log_relevance[1] = np.log(2.0)
+        expected = GaussianProcess({"levels": 3}).kernel(*({"levels": x["levels"] * torch.tensor([1.0, 2.0, 1.0])},) * 2)
+        torch.testing.assert_close(process.kernel(x, x), expected)
+        process.log_relevance.zero_()
+    process.learn(x, y, seed=0)
+    assert float(process.log_relevance[0].detach()) > float(process.log_relevance[1:].detach().max()) + 0.3
 
 
 class _Likelihood(torch.nn.Module):
