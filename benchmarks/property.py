@@ -19,6 +19,7 @@ import typer
 
 from benchmarks.property_baselines import DIGITS, ELSEWHERE
 from benchmarks.setting import commit, processor
+from finetune.predictor import HEADS
 from finetune.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -93,9 +94,9 @@ def row(name: str, own: dict[str, Any]) -> str:
     begin = f"| {name} | {own['polymers']:,} | {own['unit']} | {metric.upper()} | **{cell(name, scores['ours'], metric)}** "
     return begin + (
         f"| {judged(name, error)} | {least:g} | {aim:.4g} | {cell(name, scores.get('lightgbm'), metric)} "
-        f"| {cell(name, heads.get('gp'), metric)} | {cell(name, heads.get('network'), metric)} "
+        f"| {' | '.join(cell(name, heads.get(head), metric) for head in HEADS)} "
         f"| {scores['ours']['r2']['mean']:.3f} | {scores['ours']['spearman']['mean']:.3f} "
-        f"| {scores['ours']['coverage']['mean']:.1%} | {own['wall_seconds']:.0f} |"
+        f"| {scores['ours']['coverage']['mean']:.1%} | {' '.join(own['teachers']) or '-'} | {own['wall_seconds']:.0f} |"
     )
 
 
@@ -115,22 +116,23 @@ def page(made: dict[str, Any], file: Path) -> str:
     """The results as Markdown; what stands below the line <!-- by hand --> of an older page stays."""
     found, setting = made["tasks"], made["setting"]
     old = file.read_text().partition("<!-- by hand -->")[2] if file.exists() else "\n"
-    options = sorted({own["options"] for own in found.values()})
+    commits = ", ".join(sorted({own["commit"][:7] for own in found.values()}))
     weights = sorted({own["weights_sha256"][:16] for own in found.values()})
     lines = [
         "# Properties on public tables",
         "",
-        f"`python -m benchmarks.property ../shared/data/property`, commit {setting['commit']}, {setting['processor']}; each row is"
-        f" `python -m finetune.property --task TASK --data TASK.csv{''.join(f' {words}' for words in options if words)}`, all folds,"
-        " baselines, the untrained network and the model of all labels included. Seconds are wall clock on two cores. Pretrained model"
+        f"`python -m benchmarks.property ../shared/data/property`, commit {commits}, {setting['processor']}; each row is"
+        " `python -m finetune.property --task TASK --data TASK.csv`, with `--no-teachers` where none is named, all folds, baselines, the"
+        " untrained network and the model of all labels included. Seconds are wall clock on two cores. Pretrained model"
         f" `small` (weights {', '.join(weights)}). Raw numbers: [property.json](property.json).",
         "",
         "Five folds as the tables give them, one polymer (not string) in one fold, mean ± standard deviation over folds. *Least* and"
-        " *aim* are what was asked for. LightGBM reads the same counts and descriptors ([its page](property_baselines.md)).",
+        " *aim* are what was asked for. LightGBM reads counts and descriptors ([its page](property_baselines.md)); the trees of this"
+        " model read levels too.",
         "",
-        "| task | polymers | unit | error | this model | against what was asked | least | aim | LightGBM | gp alone | network alone | R²"
-        " | Spearman | 90 % intervals hold | seconds |",
-        "|---|---:|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| task | polymers | unit | error | this model | against what was asked | least | aim | LightGBM"
+        f" | {' | '.join(f'{head} alone' for head in HEADS)} | R² | Spearman | 90 % intervals hold | teachers | seconds |",
+        "|---|---:|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
         *(row(name, own) for name, own in found.items()),
         "",
         "## Does pretraining pay?",
