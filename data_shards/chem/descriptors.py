@@ -19,15 +19,16 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
-from rdkit.Chem import Descriptors, rdPartialCharges
+from rdkit.Chem import Descriptors, rdMolDescriptors, rdPartialCharges
 from rdkit.Chem.EState.EState import GetPrincipleQuantumNumber
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
 
-from data_shards.chem.oligomer import heavy_chain
+from data_shards.chem.oligomer import plain_chain
 from data_shards.errors import PolymerError
 from data_shards.schema import UnitTopology
 
+HISTOGRAMS = {"PEOE": rdMolDescriptors.PEOE_VSA_, "SMR": rdMolDescriptors.SMR_VSA_, "SlogP": rdMolDescriptors.SlogP_VSA_}
 LARGEST = 4.0  # standard deviations from the mean; a standardised descriptor farther out lies here
 
 
@@ -48,14 +49,13 @@ def unit_descriptors(topology: UnitTopology, names: tuple[str, ...] | None = Non
         names: of the descriptors; None: those of descriptors.csv.
     """
     chosen = table()[0] if names is None else names
-    known = dict(Descriptors.descList)
     try:
-        shorter, longer = (_as_rdkit_reads_it(heavy_chain(topology, num_units)) for num_units in (2, 3))
+        shorter, longer = (_as_rdkit_reads_it(plain_chain(topology, num_units)) for num_units in (2, 3))
     except (PolymerError, ValueError):
         return np.full(len(chosen), np.nan)
     for mol in (shorter, longer):
         _keep_e_states(mol)
-    values = np.array([(_value(known[name], longer) - _value(known[name], shorter)) / (topology.num_atoms - 2) for name in chosen])
+    values = (_values(chosen, longer) - _values(chosen, shorter)) / (topology.num_atoms - 2)
     if not _has_charges(longer):  # RDKit would put atoms whose charge is not a number into some bin
         values[[name.startswith("PEOE_VSA") for name in chosen]] = np.nan
     return np.where(np.isfinite(values), values, np.nan)
@@ -101,6 +101,19 @@ def _has_charges(mol: Chem.Mol) -> bool:
     """Gasteiger's method has parameters for every atom."""
     rdPartialCharges.ComputeGasteigerCharges(mol)
     return all(math.isfinite(atom.GetDoubleProp("_GasteigerCharge")) for atom in mol.GetAtoms())
+
+
+def _values(names: tuple[str, ...], mol: Chem.Mol) -> NDArray[np.float64]:
+    """(F,) descriptors of a molecule; those of one histogram are read from it together."""
+    known = dict(Descriptors.descList)
+    found = {prefix: histogram(mol) for prefix, histogram in HISTOGRAMS.items()}
+    split = [name.partition("_VSA") for name in names]
+    return np.array(
+        [
+            found[prefix][int(number) - 1] if vsa and prefix in found else _value(known[name], mol)
+            for name, (prefix, vsa, number) in zip(names, split, strict=True)
+        ]
+    )
 
 
 def _value(descriptor: object, mol: Chem.Mol) -> float:

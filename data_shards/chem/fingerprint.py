@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit.Chem import rdFingerprintGenerator
 
-from data_shards.chem.oligomer import heavy_chain
+from data_shards.chem.oligomer import plain_chain
 from data_shards.chem.topology import backbone, bonds_through, ring_bonds
 from data_shards.schema import UnitTopology, unit_slots
 
@@ -31,7 +31,7 @@ def morgan_counts(topology: UnitTopology, radius: int = RADIUS, bits: int = BITS
     Source: Rogers, Hahn, J. Chem. Inf. Model. 50, 742 (2010), in RDKit. Chirality is left out.
     """
     num_units = _free_of_ends(topology, radius)
-    shorter, longer = (_generator(radius, bits).GetCountFingerprintAsNumPy(heavy_chain(topology, n)) for n in (num_units, num_units + 1))
+    shorter, longer = (_generator(radius, bits).GetCountFingerprintAsNumPy(plain_chain(topology, n)) for n in (num_units, num_units + 1))
     return longer.astype(np.int32) - shorter.astype(np.int32)
 
 
@@ -43,7 +43,7 @@ def centred_environments(topology: UnitTopology, radius: int = RADIUS, bits: int
     num_units = 2 * _free_of_ends(topology, radius) + 1
     output = rdFingerprintGenerator.AdditionalOutput()
     output.AllocateAtomToBits()
-    _generator(radius, bits, redundant=True).GetCountFingerprint(heavy_chain(topology, num_units), additionalOutput=output)
+    _generator(radius, bits, redundant=True).GetCountFingerprint(plain_chain(topology, num_units), additionalOutput=output)
     atoms = unit_slots(topology.key_atoms, topology.num_atoms, num_units)[num_units // 2]
     stars = set(topology.key_atoms[[0, 3]].tolist())
     own = output.GetAtomToBits()

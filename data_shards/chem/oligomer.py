@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from data_shards.schema import (
     BOND_DOUBLE,
     BOND_SINGLE,
     BOND_TRIPLE,
+    TopologyKey,
     UnitTopology,
     chain_bonds,
     chain_elements,
@@ -82,6 +84,16 @@ def heavy_chain(topology: UnitTopology, num_units: int, handedness: NDArray[np.i
     built = mol.GetMol()
     Chem.SanitizeMol(built)
     return built
+
+
+def plain_chain(topology: UnitTopology, num_units: int) -> Chem.Mol:
+    """heavy_chain with the marks of the P-SMILES, of the polymers asked for last; not to be changed by who reads it."""
+    return _plain_chain(TopologyKey(topology), num_units)
+
+
+@lru_cache(maxsize=8)
+def _plain_chain(key: TopologyKey, num_units: int) -> Chem.Mol:
+    return heavy_chain(key.topology, num_units)
 
 
 @dataclass(frozen=True)
