@@ -111,6 +111,10 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m finetune.property --task tg --data my.csv --column tg_celsius --out runs/mine": Run("--workers 0 --members 1 --limit 30"),
     "python -m finetune.predict --model runs/tg --psmiles '*CC(*)c1ccccc1' --psmiles '*CC*'": Run(),
     "python -m finetune.predict --model runs/tg --input polymers.csv --out predictions.csv": Run("--workers 0"),
+    "python -m finetune.property --task tg --adapter lora --out runs/tg-lora": Dry(),
+    "python -m finetune.export --model runs/tg-lora --out weights/tg": Elsewhere(
+        "tests/finetune/test_property.py::test_adapters_are_trained_used_and_exported"
+    ),
     "ray job submit cluster/finetune_tg.yaml": Run(
         instead="python -m cluster.launch cluster/finetune_tg.yaml property.limit=30 property.members=1 property.out=runs/tg-job"
     ),

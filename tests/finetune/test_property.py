@@ -11,14 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from data_shards.chem.repeat_unit import unit_graph
 from data_shards.errors import InputError
 from finetune import pieces
+from finetune.export import app as export
+from finetune.lora import load_adapter
 from finetune.predict import app as predict
 from finetune.property import app as fit
 from finetune.saved import load_predictor
 from finetune.stream import Ready
+from foundation.sampling.embedding import graph_condition
+from foundation.train.checkpoint import load_model
 from tests.data_shards.test_psmiles import respell
 
 SMALL = ["--workers", "0", "--limit", "40", "--members", "1", "--no-track"]
@@ -280,3 +286,50 @@ def test_every_polymer_of_a_whole_table_has_one_prediction_however_it_is_written
     one, other = (np.array([float(value[k]) for value in values]) for k in (0, 1))
     far = np.abs(one - other) > 1e-5 * np.abs(one).clip(min=1.0)
     assert far.sum() == 0, [given[k] for k in np.flatnonzero(far)[:5]]
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_used_and_exported(tmp_path: Path) -> None:
+    """At most 5 % of the weights are trained; predictions need them; merged, they are a checkpoint that embeds as they do."""
+    out, table = tmp_path / "tg", ["*CC(*)c1ccccc1", "*CCO*"]
+    run(
+        fit,
+        "--task",
+        "tg",
+        "--out",
+        str(out),
+        *SMALL[:2],
+        "--limit",
+        "20",
+        *SMALL[4:],
+        "--adapter",
+        "lora",
+        "--heads",
+        "network",
+        "--no-baseline",
+    )
+    ready = Ready(out)
+    rows = ready.rows(table, 1, 0)
+    assert all(np.isfinite(float(row["prediction"])) for row in rows)
+    adapted = ready.saved.predictor.networks[0].adapted
+    assert sum(value.numel() for value in adapted.values()) <= 0.05 * sum(own.numel() for own in ready.base.parameters())
+    run(export, "--model", str(out), "--out", str(tmp_path / "merged"))
+    merged, _ = load_model(tmp_path / "merged")
+    fresh, _ = load_model("small")
+    load_adapter(tmp_path / "merged", fresh)
+    unit = graph_condition(unit_graph(table[0]))
+    with torch.no_grad():
+        one, other, before = (own.eval().embed(unit).chain for own in (merged, fresh, ready.base))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert (one - before).abs().max() > 1e-3
+    assert "of rank 4" in (tmp_path / "merged" / "card.md").read_text()
+    with pytest.raises(InputError, match="holds a released checkpoint; pass --overwrite"):
+        run(export, "--model", str(out), "--out", str(tmp_path / "merged"))
+    with pytest.raises(InputError, match="member 1 must be >= 0 and < 1"):
+        run(export, "--model", str(out), "--out", str(tmp_path / "other"), "--member", "1")
+
+
+def test_nothing_adapted_is_nothing_to_export(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="was trained with --adapter none"):
+        run(export, "--model", str(folder), "--out", str(tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
