@@ -26,9 +26,7 @@ def main(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="read at most this many rows of --input")] = None,
     neighbours: Annotated[int, typer.Option(help="training polymers named beside each prediction")] = 1,
-    workers: Annotated[
-        int | None, typer.Option(help="Ray processes for descriptors; 0 works here without Ray; by default as needed")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray processes, a core each; 0 works here without Ray; by default as needed")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and stop, write nothing")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace --out")] = False,
 ) -> None:

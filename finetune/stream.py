@@ -1,4 +1,4 @@
-"""Predictions of any number of polymers, some thousand at a time: rows in, rows out, in the same order."""
+"""Predictions of any number of polymers: rows in, rows out, in the same order. Each process loads the model once and reads chunks."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from data_shards.crew import Crash, Unordered, crew
 from data_shards.progress import Silent, progress
 from finetune.pieces import MODEL, OURS, adapted
 from finetune.polymers import How, read_polymers
-from finetune.saved import Saved, load_predictor
+from finetune.saved import CONFIG, Saved, load_predictor
 from foundation.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from finetune.fingerprints import Neighbours
 
-CHUNK = 2_048  # polymers in memory at a time
-SMALL_CHUNK = 256  # polymers below which starting Ray costs more than it saves
+CHUNK = 256  # polymers that a process predicts at a time
+FEW = 512  # polymers below which starting Ray costs more than it saves
+TIME_LIMIT_SEC = 1_800.0  # of a chunk
+SHOWN = 5  # reasons named on the screen
 COLUMNS = ("psmiles", "prediction", "lower", "upper", "in_domain", "similarity", "nearest", "nearest_value", "reason")
 
 
@@ -77,7 +81,7 @@ class Ready:
             self.tuned, _ = load_model(checkpoint or self.saved.checkpoint)
             adapted(self.tuned, settings)
 
-    def rows(self, written: list[str], neighbours: int, workers: int) -> list[dict[str, Any]]:
+    def rows(self, written: list[str], neighbours: int = 1) -> list[dict[str, Any]]:
         """A row of COLUMNS for each P-SMILES."""
         import torch
 
@@ -85,7 +89,7 @@ class Ready:
         from foundation.sampling.run import BATCH_ATOMS
 
         saved, device = self.saved, torch.device("cpu")
-        how = How(device, BATCH_ATOMS["cpu"], workers, Silent(), saved.predictor.settings.conformations)
+        how = How(device, BATCH_ATOMS["cpu"], 0, Silent(), saved.predictor.settings.conformations)
         polymers = read_polymers(written, {OURS: self.base}, how)[OURS]
         made: list[dict[str, Any]] = [{"psmiles": psmiles} for psmiles in written]
         for refused in polymers.features.refused:
@@ -124,40 +128,102 @@ def predict_stream(request: Request) -> None:
     Raises:
         InputError: bad input, or no polymer that can be predicted.
     """
-    from data_shards.crew import start_ray
-
-    ready = Ready(request.model, request.checkpoint)
+    folder = request.model.resolve()
+    ready = _loaded(folder, request.checkpoint, _stamp(folder))
     task = ready.saved.task
     source = written(request)
-    first = list(islice(source, CHUNK))
+    first = list(islice(source, FEW))
     if not first:
         raise InputError(f"--input {request.input} holds no polymer; give one row at least")
     if request.dry_run:
         print(f"{task.title}, {task.unit}: would be predicted by {request.model}; nothing was written")
         return
-    workers = request.workers if request.workers is not None else 0 if len(first) < SMALL_CHUNK else os.cpu_count() or 1
+    workers = request.workers if request.workers is not None else 0 if len(first) < FEW else os.cpu_count() or 1
     bars, done, failed = progress(), 0, 0
     reasons: list[str] = []
     with ExitStack() as stack:
-        stack.enter_context(start_ray(workers) if workers else nullcontext())
+        unordered = stack.enter_context(crew(workers))
         writer = _writer(stack, request.out)
         stage = stack.enter_context(bars.stage("predict", request.limit or len(first)))
-        chunk = first
-        while chunk:
-            for row in ready.rows(chunk, request.neighbours, workers):
+        for rows in _in_order(unordered, _chunks(request, chain(first, source))):
+            for row in rows:
                 writer.writerow(row)
-                done += 1
-                if row.get("reason"):
-                    failed += 1
-                    reasons = [*reasons, f"{row['psmiles'][:60]}: {row['reason']}"][:5]
-            stage.advance(len(chunk))
-            chunk = list(islice(source, CHUNK))
+                failed += bool(row.get("reason"))
+                if row.get("reason") and len(reasons) < SHOWN:
+                    reasons.append(f"{row['psmiles'][:60]}: {row['reason']}")
+            done += len(rows)
+            stage.advance(len(rows))
         if failed == done:
             raise InputError(f"none of {done} polymers can be predicted, the first: {reasons[0]}")
     for reason in reasons:
         print(reason, file=sys.stderr)
     said = f"{done - failed} of {done} polymers predicted: {task.title}, {task.unit}, {ready.saved.coverage:.0%} interval"
     print(f"{said}{f'; {request.out}' if request.out else ''}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some polymers, for any process.
+
+    Attributes:
+        place: of the chunk in the stream.
+        written: P-SMILES.
+        model, checkpoint, neighbours: as Request.
+    """
+
+    place: int
+    written: tuple[str, ...]
+    model: Path
+    checkpoint: str | None
+    neighbours: int
+
+
+def _chunks(request: Request, source: Iterator[str]) -> Iterator[Chunk]:
+    for place in count():
+        own = tuple(islice(source, CHUNK))
+        if not own:
+            return
+        yield Chunk(place, own, request.model.resolve(), request.checkpoint, request.neighbours)
+
+
+def _in_order(unordered: Unordered, chunks: Iterator[Chunk]) -> Iterator[list[dict[str, Any]]]:
+    """Rows of chunks in the order of the stream; what came too early waits."""
+    early: dict[int, list[dict[str, Any]]] = {}
+    place = 0
+    for chunk, answer in unordered(predict_here, chunks, TIME_LIMIT_SEC):
+        early[chunk.place] = _alone(unordered, chunk, answer.value) if isinstance(answer.value, Crash) else answer.value
+        while place in early:
+            yield early.pop(place)
+            place += 1
+
+
+def _alone(unordered: Unordered, chunk: Chunk, crash: Crash) -> list[dict[str, Any]]:
+    """Rows of a chunk under which a process died: its polymers one by one, so that only the one that kills is lost."""
+    if len(chunk.written) == 1:
+        return [{"psmiles": chunk.written[0], "reason": crash.detail}]
+    single = (replace(chunk, place=k, written=(psmiles,)) for k, psmiles in enumerate(chunk.written))
+    return [row for rows in _in_order(unordered, single) for row in rows]
+
+
+def predict_here(chunk: Chunk) -> list[dict[str, Any]]:
+    """Rows of a chunk, by a model that this process has loaded once."""
+    import torch
+
+    torch.set_num_threads(1)
+    return _loaded(chunk.model, chunk.checkpoint, _stamp(chunk.model)).rows(list(chunk.written), chunk.neighbours)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: Path, checkpoint: str | None, stamp: int) -> Ready:
+    return Ready(model, checkpoint)
+
+
+def _stamp(model: Path) -> int:
+    """When the model was written, so that one trained anew in the same place is read anew."""
+    try:
+        return (model / MODEL / CONFIG).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def written(request: Request) -> Iterator[str]:

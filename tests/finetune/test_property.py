@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from typer.testing import CliRunner
 
 from data_shards.chem.repeat_unit import unit_graph
+from data_shards.crew import Answer, Crash
 from data_shards.errors import InputError
-from finetune import pieces
+from finetune import pieces, stream
 from finetune.export import app as export
 from finetune.lora import load_adapter
 from finetune.predict import app as predict
@@ -271,7 +273,7 @@ def test_every_polymer_of_a_whole_table_has_one_prediction_however_it_is_written
     table = list(csv.DictReader((shared_data / "property" / "egc.csv").open()))
     given = [row["psmiles"] for row in table]
     ready = Ready(folder)
-    first = ready.rows(given, neighbours=1, workers=0)
+    first = ready.rows(given, neighbours=1)
     written = []
     for psmiles in given:
         try:
@@ -279,7 +281,7 @@ def test_every_polymer_of_a_whole_table_has_one_prediction_however_it_is_written
         except RuntimeError:  # so small a ring of units would have two bonds between the same atoms
             written.append(respell(psmiles, 3, rng))
     assert np.mean([a != b for a, b in zip(given, written, strict=True)]) > 0.99
-    again = ready.rows(written, neighbours=1, workers=0)
+    again = ready.rows(written, neighbours=1)
     values = [(a["prediction"], b["prediction"]) for a, b in zip(first, again, strict=True) if "prediction" in a and "prediction" in b]
     assert len(values) > 0.98 * len(given)
     assert sum(("prediction" in a) != ("prediction" in b) for a, b in zip(first, again, strict=True)) <= 10, "units too large as written"
@@ -309,7 +311,7 @@ def test_adapters_are_trained_used_and_exported(tmp_path: Path) -> None:
         "--no-baseline",
     )
     ready = Ready(out)
-    rows = ready.rows(table, 1, 0)
+    rows = ready.rows(table)
     assert all(np.isfinite(float(row["prediction"])) for row in rows)
     adapted = ready.saved.predictor.networks[0].adapted
     assert sum(value.numel() for value in adapted.values()) <= 0.05 * sum(own.numel() for own in ready.base.parameters())
@@ -333,3 +335,34 @@ def test_nothing_adapted_is_nothing_to_export(folder: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="was trained with --adapter none"):
         run(export, "--model", str(folder), "--out", str(tmp_path / "merged"))
     assert not (tmp_path / "merged").exists()
+
+
+def test_processes_predict_in_order_and_lose_only_who_kills_them(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks come back in any order; one under which a process died is done polymer by polymer."""
+    given = [f"*{'C' * k}O*" for k in range(2, 12)]
+    monkeypatch.setattr(stream, "CHUNK", 3)
+
+    def backwards(function: Any, chunks: Any, limit_sec: float) -> Any:
+        for chunk in reversed(list(chunks)):
+            dies = given[4] in chunk.written
+            yield chunk, Answer(Crash("its process died", 0.1) if dies else function(chunk), 0.0)
+
+    monkeypatch.setattr(stream, "crew", lambda workers: nullcontext(backwards))
+    table, out = tmp_path / "p.csv", tmp_path / "out.csv"
+    table.write_text("\n".join(("psmiles", *given)) + "\n")
+    run(predict, "--model", str(folder), "--input", str(table), "--out", str(out))
+    rows = list(csv.DictReader(out.open()))
+    assert [row["psmiles"] for row in rows] == given
+    assert [row["reason"] for row in rows] == ["its process died" if k == 4 else "" for k in range(10)]
+    alone = Ready(folder).rows(given)
+    assert all(abs(float(rows[k]["prediction"]) - float(alone[k]["prediction"])) < 1e-3 for k in range(10) if k != 4)
+
+
+def test_a_model_trained_anew_in_the_same_place_is_read_anew(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "tg"
+    shutil.copytree(folder, copy)
+    before = run(predict, "--model", str(copy), "--psmiles", "*CC*", "--workers", "0")
+    config = copy / "model" / "config.json"
+    facts = json.loads(config.read_text())
+    config.write_text(json.dumps({**facts, "half": 2 * facts["half"]}))
+    assert run(predict, "--model", str(copy), "--psmiles", "*CC*", "--workers", "0") != before
