@@ -22,7 +22,7 @@ class Silent:
     """Counts nothing; for library use and tests."""
 
     @contextmanager
-    def stage(self, name: str, total: int, done: int = 0, unit: str = "polymers") -> Iterator[Stage]:
+    def stage(self, name: str, total: int | None, done: int = 0, unit: str = "polymers") -> Iterator[Stage]:
         yield _Nothing()
 
     def say(self, line: str) -> None:
@@ -38,7 +38,7 @@ class Plain:
     """One line when a stage ends and one now and then in between; for log files."""
 
     @contextmanager
-    def stage(self, name: str, total: int, done: int = 0, unit: str = "polymers") -> Iterator[Stage]:
+    def stage(self, name: str, total: int | None, done: int = 0, unit: str = "polymers") -> Iterator[Stage]:
         line = _Lines(name, total, done, unit)
         yield line
         line.close()
@@ -49,7 +49,7 @@ class Plain:
 
 
 class _Lines:
-    def __init__(self, name: str, total: int, done: int, unit: str) -> None:
+    def __init__(self, name: str, total: int | None, done: int, unit: str) -> None:
         self.name, self.total, self.first, self.done, self.unit, self.note = name, total, done, done, unit, ""
         self.start = self.shown = time.monotonic()
 
@@ -59,7 +59,7 @@ class _Lines:
         if time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown = time.monotonic()
             rate = (self.done - self.first) / (self.shown - self.start)
-            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.total is not None else ""
             self._print(f"{rate:.2f} {self.unit}/s{left}")
 
     def close(self) -> None:
@@ -70,14 +70,15 @@ class _Lines:
 
     def _print(self, tail: str) -> None:
         note = f"  {self.note}" if self.note else ""
-        print(f"{self.name:<12} {self.done}/{self.total} {self.unit}  {tail}{note}", file=sys.stderr, flush=True)
+        of = "" if self.total is None else f"/{self.total}"
+        print(f"{self.name:<12} {self.done}{of} {self.unit}  {tail}{note}", file=sys.stderr, flush=True)
 
 
 class Bars:
     """A rich bar per stage."""
 
     @contextmanager
-    def stage(self, name: str, total: int, done: int = 0, unit: str = "polymers") -> Iterator[Stage]:
+    def stage(self, name: str, total: int | None, done: int = 0, unit: str = "polymers") -> Iterator[Stage]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

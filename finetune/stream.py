@@ -144,7 +144,7 @@ def predict_stream(request: Request) -> None:
     with ExitStack() as stack:
         unordered = stack.enter_context(crew(workers))
         writer = _writer(stack, request.out)
-        stage = stack.enter_context(bars.stage("predict", request.limit or len(first)))
+        stage = stack.enter_context(bars.stage("predict", len(first) if len(first) < FEW else request.limit))
         for rows in _in_order(unordered, _chunks(request, chain(first, source))):
             for row in rows:
                 writer.writerow(row)

@@ -413,3 +413,7 @@ def test_progress_says_what_was_done(capsys: pytest.CaptureFixture[str], monkeyp
         kind.say("finished")
         shown = capsys.readouterr().err
         assert ("conform" in shown and "4/5" in shown and "dropped 1" in shown and "finished" in shown) != isinstance(kind, Silent)
+        with kind.stage("predict", None) as bar:
+            bar.advance(3)
+        shown = capsys.readouterr().err
+        assert isinstance(kind, Silent) or "3 polymers" in shown or "3/?" in shown
