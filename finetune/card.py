@@ -57,7 +57,7 @@ def card(facts: Mapping[str, Any]) -> str:
             f"| folds | {facts['split']} |",
             f"| pretrained model | {facts['checkpoint']}, sha256 `{facts['weights_sha256']}` |",
             f"| polymers that it was pretrained on | {seen} |",
-            f"| heads | {' and '.join(settings['heads'])}; adapter {settings['adapter']}; {settings['members']} networks |",
+            f"| heads | {', '.join(settings['heads'])}; adapter {settings['adapter']}; {settings['members']} of each but the process |",
             f"| commit | `{facts['commit']}` |",
             f"| source of the public table of this task | {task.citation} |",
             "",

@@ -183,7 +183,7 @@ def show_plan(ready: Ready) -> None:
     if not installed():
         print("gradient-boosted trees are left out, as the package lightgbm is not installed; pip install -e '.[baselines]' brings it")
     how = "in this process" if ready.workers == 0 else f"by {ready.workers} Ray processes"
-    heads = " and ".join(job.settings.heads)
+    heads = ", ".join(job.settings.heads)
     print(f"{len(ready.pieces)} fits {how}; pretrained model {job.checkpoint}, heads {heads}, adapter {job.settings.adapter}")
 
 
