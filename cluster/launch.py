@@ -125,9 +125,8 @@ def connected() -> Iterator[dict[str, float]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
-    if (
-        not address and "RAY_AUTH_MODE" not in os.environ
-    ):  # a token for this run; Ray would leave one in the home folder, and ask for it ever after
+    if not address and "RAY_AUTH_MODE" not in os.environ:
+        # a token for this run; Ray would leave one in the home folder, and ask for it ever after
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     import ray  # which reads them now
 

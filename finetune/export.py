@@ -32,6 +32,9 @@ def main(
     --checkpoint of the other commands takes --out: model.safetensors holds the sums in fp32. adapter.json and adapter.safetensors are for
     finetune.lora.load_adapter. Heads stay where they are. Exit 0 done, 2 bad input.
     """
+    import torch
+
+    from finetune.predictor import Encoder
     from finetune.stream import Ready
     from foundation.errors import InputError
     from foundation.release import check_out
@@ -44,9 +47,7 @@ def main(
         raise InputError(f"--model {model} was trained with --adapter none and changed nothing; train it with --adapter lora")
     if not 0 <= member < len(networks):
         raise InputError(f"member {member} must be >= 0 and < {len(networks)}, the networks of {model}; change --member")
-    own = dict(ready.tuned.named_parameters())
-    for name, value in networks[member].adapted.items():
-        own[name].data.copy_(value)
+    Encoder(ready.tuned, (), torch.device("cpu")).load(networks[member].adapted)
     files, weights, facts = _adapter(ready.tuned, settings.adapter, ready.saved.weights, settings.rank)
     facts |= {"task": ready.saved.task.title, "model": str(model), "member": member, "base": ready.saved.weights}
     facts |= {"checkpoint": checkpoint or ready.saved.checkpoint, "epoch": networks[member].epoch, "valid": networks[member].valid}

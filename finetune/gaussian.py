@@ -165,7 +165,6 @@ class Posterior:
     Attributes:
         process: kernel and noise.
         x: (n, d) of each input.
-        y: (n,) labels.
         weights: (n,) of the labels in a prediction.
         chosen: (m,) places of the labels that the spread is conditioned on.
         factor: (m, m) Cholesky factor of their noisy kernel matrix.
@@ -173,7 +172,6 @@ class Posterior:
 
     process: GaussianProcess
     x: Inputs
-    y: Tensor
     weights: Tensor
     chosen: Tensor
     factor: Tensor
@@ -203,7 +201,7 @@ def condition(process: GaussianProcess, x: Inputs, y: Tensor, seed: int) -> Post
     matrix.diagonal().add_(process.noise)
     weights = torch.cholesky_solve(y[:, None], torch.linalg.cholesky(matrix))[:, 0]
     chosen = drawn(len(y), MOST_FOR_SPREAD, seed)
-    return Posterior(process, x, y, weights, chosen, torch.linalg.cholesky(matrix[chosen][:, chosen]))
+    return Posterior(process, x, weights, chosen, torch.linalg.cholesky(matrix[chosen][:, chosen]))
 
 
 def fit(x: Inputs, y: Tensor, seed: int) -> Posterior:

@@ -227,7 +227,7 @@ def fit(
         x, labels = scales.inputs(polymers, rows[own]), torch.from_numpy(standard[own, 0])
         posterior = gaussian.fit(x, labels, seed)
         if len(settings.heads) > 1:
-            held["gp"] = [_without(posterior, np.isin(own, part), seed) for part in parts]
+            held["gp"] = [_without(posterior, labels, np.isin(own, part), seed) for part in parts]
     networks = []
     if "network" in settings.heads:
         others, size = scales.others(polymers, rows), polymers.features.atoms[rows]
@@ -263,11 +263,11 @@ def for_trees(polymers: Polymers, rows: Rows) -> NDArray[np.float32]:
     return np.concatenate([polymers.features.matrix(rows), polymers.features.levels[rows]], axis=1)
 
 
-def _without(posterior: Posterior, part: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+def _without(posterior: Posterior, labels: torch.Tensor, part: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
     """What a process of the same kernel says of some of its polymers when it does not know their labels."""
     keep, out = np.flatnonzero(~part), np.flatnonzero(part)
     x = {name: own[keep] for name, own in posterior.x.items()}
-    known = gaussian.condition(posterior.process, x, posterior.y[keep], seed)
+    known = gaussian.condition(posterior.process, x, labels[keep], seed)
     with torch.no_grad():
         return np.asarray(known.mean({name: own[out] for name, own in posterior.x.items()}).numpy())
 

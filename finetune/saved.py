@@ -148,8 +148,8 @@ def load_predictor(folder: Path) -> Saved:
     try:
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']!r}, this program reads {FORMAT}")
-        for name, sha256 in config["sha256"].items():
-            if snapshot.sha256(folder / name) != sha256:
+        for name in (WEIGHTS, TRAINING, *_trees_files(len(config["trees"]))):
+            if snapshot.sha256(folder / name) != config["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
         tensors = snapshot.load_tensors(folder / WEIGHTS)
         with (folder / TRAINING).open(encoding="utf-8", newline="") as file:
@@ -184,8 +184,7 @@ def _predictor(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], p
         inputs = scales.inputs(polymers, np.flatnonzero(~np.isnan(y[:, 0])))
         process = GaussianProcess({name: x.shape[1] for name, x in inputs.items()}).requires_grad_(False)
         process.load_state_dict(_within(tensors, "gp.process."))
-        labels = (torch.from_numpy(y[~np.isnan(y[:, 0]), 0]) - float(scales.mean[0])) / float(scales.deviation[0])
-        posterior = Posterior(process, inputs, labels, tensors["gp.weights"], tensors["gp.anchors"], tensors["gp.factor"])
+        posterior = Posterior(process, inputs, tensors["gp.weights"], tensors["gp.anchors"], tensors["gp.factor"])
     fitted = []
     for k, facts in enumerate(config["networks"]):
         state, adapted = (_within(tensors, f"network.{k}.{part}.") for part in ("head", "adapted"))

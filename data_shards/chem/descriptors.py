@@ -103,9 +103,14 @@ def _has_charges(mol: Chem.Mol) -> bool:
     return all(math.isfinite(atom.GetDoubleProp("_GasteigerCharge")) for atom in mol.GetAtoms())
 
 
+@cache
+def _functions() -> dict[str, object]:
+    return dict(Descriptors.descList)
+
+
 def _values(names: tuple[str, ...], mol: Chem.Mol) -> NDArray[np.float64]:
     """(F,) descriptors of a molecule; those of one histogram are read from it together."""
-    known = dict(Descriptors.descList)
+    known = _functions()
     found = {prefix: histogram(mol) for prefix, histogram in HISTOGRAMS.items()}
     split = [name.partition("_VSA") for name in names]
     return np.array(

@@ -182,6 +182,7 @@ def _as_if_written(path: Path, text: str) -> None:
         ("config.json", lambda path: path.write_text(path.read_text().replace('"task": "tg"', '"task": "../../tg"'))),
         ("training.csv", lambda path: path.write_text("psmiles,value\n*CC*,x\n")),
         ("trees-0.txt", lambda path: path.write_text("tree\nversion=v4\n")),
+        ("config.json", lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": {}}))),
         ("trees-0.txt", lambda path: _as_if_written(path, "not trees\n")),
     ],
 )
