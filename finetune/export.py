@@ -25,6 +25,7 @@ def main(
     checkpoint: Annotated[
         str | None, typer.Option(help="the pretrained model it was trained on, where it is no longer at the place named then")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and stop, write nothing")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace --out")] = False,
 ) -> None:
     """The pretrained model with one network's adapters added to its weights, as a checkpoint, and the adapters alone beside it.
@@ -47,6 +48,9 @@ def main(
         raise InputError(f"--model {model} was trained with --adapter none and changed nothing; train it with --adapter lora")
     if not 0 <= member < len(networks):
         raise InputError(f"member {member} must be >= 0 and < {len(networks)}, the networks of {model}; change --member")
+    if dry_run:
+        print(f"network {member} of {model}, adapter {settings.adapter}; dry run: nothing was written to {out}")
+        return
     Encoder(ready.tuned, (), torch.device("cpu")).load(networks[member].adapted)
     files, weights, facts = _adapter(ready.tuned, settings.adapter, ready.saved.weights, settings.rank)
     facts |= {"task": ready.saved.task.title, "model": str(model), "member": member, "base": ready.saved.weights}

@@ -316,6 +316,8 @@ def test_adapters_are_trained_used_and_exported(tmp_path: Path) -> None:
     assert all(np.isfinite(float(row["prediction"])) for row in rows)
     adapted = ready.saved.predictor.networks[0].adapted
     assert sum(value.numel() for value in adapted.values()) <= 0.05 * sum(own.numel() for own in ready.base.parameters())
+    assert "dry run: nothing was written" in run(export, "--model", str(out), "--out", str(tmp_path / "merged"), "--dry-run")
+    assert not (tmp_path / "merged").exists()
     run(export, "--model", str(out), "--out", str(tmp_path / "merged"))
     merged, _ = load_model(tmp_path / "merged")
     fresh, _ = load_model("small")
