@@ -97,7 +97,7 @@ def unit_slots(key_atoms: NDArray[np.int32], num_atoms: int, num_units: int) -> 
         equals row i, slot nbr1.
     """
     star0, nbr0, nbr1, star1 = (int(k) for k in key_atoms)
-    own = np.setdiff1d(np.arange(num_atoms), [star0, star1])
+    own = np.delete(np.arange(num_atoms), [star0, star1])
     slots = np.empty((num_units, num_atoms), dtype=np.int64)
     slots[:, own] = 1 + np.arange(num_units)[:, None] * (num_atoms - 2) + np.arange(num_atoms - 2)[None]
     slots[1:, star0] = slots[:-1, nbr1]
@@ -119,7 +119,7 @@ def atom_owners(key_atoms: NDArray[np.int32], num_atoms: int, num_units: int) ->
         (H,) unit and (H,) slot of every heavy atom. A cap belongs to the unit that it ends and keeps its star's slot.
     """
     star0, star1 = int(key_atoms[0]), int(key_atoms[3])
-    own = np.setdiff1d(np.arange(num_atoms), [star0, star1])
+    own = np.delete(np.arange(num_atoms), [star0, star1])
     inner = np.arange(num_units * len(own))
     unit = np.concatenate([[0], inner // len(own), [num_units - 1]])
     slot = np.concatenate([[star0], own[inner % len(own)], [star1]])
@@ -138,7 +138,7 @@ def chain_hydrogens(topology: UnitTopology, num_units: int) -> NDArray[np.int64]
     """(H,) hydrogens on each heavy atom of the chain, caps saturated."""
     slots = unit_slots(topology.key_atoms, topology.num_atoms, num_units)
     star0, star1 = int(topology.key_atoms[0]), int(topology.key_atoms[3])
-    own = np.setdiff1d(np.arange(topology.num_atoms), [star0, star1])
+    own = np.delete(np.arange(topology.num_atoms), [star0, star1])
     counts = np.zeros(num_units * (topology.num_atoms - 2) + 2, dtype=np.int64)
     counts[slots[:, own]] = topology.num_hydrogens[own][None]
     counts[0], counts[-1] = topology.cap_hydrogens

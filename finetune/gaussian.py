@@ -36,13 +36,18 @@ BLOCK = 1_024  # rows of the kernel matrix made at a time, which bounds memory
 def tanimoto(a: Tensor, b: Tensor) -> Tensor:
     """(P, Q) similarities of rows of counts, 1 for rows that are equal; 0 where both are zero."""
     dot = a @ b.T
-    total = a.square().sum(1)[:, None] + b.square().sum(1)[None] - dot
+    total = _squares(a)[:, None] + _squares(b)[None] - dot
     return dot / total.clamp(min=1e-12)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """(P, Q) between rows."""
-    return (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
+    return (_squares(a)[:, None] + _squares(b)[None] - 2 * a @ b.T).clamp(min=0)
+
+
+def _squares(a: Tensor) -> Tensor:
+    """(P,) lengths of rows, squared, without a matrix of squares."""
+    return torch.einsum("pd,pd->p", a, a)
 
 
 def matern(square: Tensor, length: Tensor) -> Tensor:

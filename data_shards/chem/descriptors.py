@@ -20,10 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
 from rdkit.Chem import Descriptors, rdMolDescriptors, rdPartialCharges
-from rdkit.Chem.EState.EState import GetPrincipleQuantumNumber
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import shortest_path
 
+from data_shards.chem.graph_indices import e_states, graph_indices
 from data_shards.chem.oligomer import plain_chain
 from data_shards.errors import PolymerError
 from data_shards.schema import UnitTopology
@@ -54,7 +52,7 @@ def unit_descriptors(topology: UnitTopology, names: tuple[str, ...] | None = Non
     except (PolymerError, ValueError):
         return np.full(len(chosen), np.nan)
     for mol in (shorter, longer):
-        _keep_e_states(mol)
+        mol._eStateIndices = e_states(mol)  # where RDKit's EState_VSA looks for them
     values = (_values(chosen, longer) - _values(chosen, shorter)) / (topology.num_atoms - 2)
     if not _has_charges(longer):  # RDKit would put atoms whose charge is not a number into some bin
         values[[name.startswith("PEOE_VSA") for name in chosen]] = np.nan
@@ -69,32 +67,10 @@ def standardised_descriptors(topology: UnitTopology) -> NDArray[np.float32]:
 
 def _as_rdkit_reads_it(chain: Chem.Mol) -> Chem.Mol:
     """The same molecule with implicit hydrogens, which the atom types of descriptors are written for."""
-    mol = Chem.MolFromSmiles(Chem.MolToSmiles(chain))
+    mol = Chem.MolFromSmiles(Chem.MolToSmiles(chain, canonical=False))
     if mol is None:
         raise ValueError("RDKit cannot read the chain that it has written")
     return mol
-
-
-def _keep_e_states(mol: Chem.Mol) -> None:
-    """Put electrotopological states where RDKit's EState_VSA looks for them; its own loop over pairs of atoms is a third of the time.
-
-    Source: Hall, Mohney, Kier, J. Chem. Inf. Comput. Sci. 31, 76 (1991), as RDKit's EStateIndices has it.
-    """
-    table = Chem.GetPeriodicTable()
-    atoms = list(mol.GetAtoms())
-    degree = np.array([atom.GetDegree() for atom in atoms], dtype=np.float64)
-    valence = np.array([table.GetNOuterElecs(atom.GetAtomicNum()) - atom.GetTotalNumHs() for atom in atoms], dtype=np.float64)
-    period = np.array([GetPrincipleQuantumNumber(atom.GetAtomicNum()) for atom in atoms], dtype=np.float64)
-    intrinsic = np.divide(4.0 / period**2 * valence + 1.0, degree, out=np.zeros(len(atoms)), where=degree > 0)
-    weight = 1.0 / (_distances(mol) + 1.0) ** 2
-    mol._eStateIndices = intrinsic + intrinsic * weight.sum(1) - weight @ intrinsic
-
-
-def _distances(mol: Chem.Mol) -> NDArray[np.float64]:
-    """(H, H) bonds between atoms, infinite where there is no path; RDKit's own matrix costs the third power of the atoms."""
-    first, second = np.nonzero(Chem.GetAdjacencyMatrix(mol))
-    graph = csr_array((np.ones(len(first)), (first, second)), shape=(mol.GetNumAtoms(), mol.GetNumAtoms()))
-    return np.asarray(shortest_path(graph, method="D", directed=False, unweighted=True))
 
 
 def _has_charges(mol: Chem.Mol) -> bool:
@@ -110,12 +86,12 @@ def _functions() -> dict[str, object]:
 
 def _values(names: tuple[str, ...], mol: Chem.Mol) -> NDArray[np.float64]:
     """(F,) descriptors of a molecule; those of one histogram are read from it together."""
-    known = _functions()
+    known, own = _functions(), graph_indices(mol)
     found = {prefix: histogram(mol) for prefix, histogram in HISTOGRAMS.items()}
     split = [name.partition("_VSA") for name in names]
     return np.array(
         [
-            found[prefix][int(number) - 1] if vsa and prefix in found else _value(known[name], mol)
+            found[prefix][int(number) - 1] if vsa and prefix in found else own[name] if name in own else _value(known[name], mol)
             for name, (prefix, vsa, number) in zip(names, split, strict=True)
         ]
     )

@@ -83,7 +83,7 @@ class _Chain:
 
     def __init__(self, topology: UnitTopology) -> None:
         star0, nbr0, nbr1, star1 = (int(k) for k in topology.key_atoms)
-        own = np.setdiff1d(np.arange(topology.num_atoms), [star0, star1])
+        own = np.delete(np.arange(topology.num_atoms), [star0, star1])
         place = np.full(topology.num_atoms, -1)
         place[own] = np.arange(len(own))
         ends = place[topology.bonds]

@@ -34,12 +34,18 @@ BOND_CODES = {kind: code for code, kind in BOND_TYPES.items()}
 
 def add_atom(mol: Chem.RWMol, element: int, charge: int, hydrogens: int, aromatic: bool) -> None:
     """Append an atom with a fixed number of hydrogens."""
-    atom = Chem.Atom(int(element))
-    atom.SetFormalCharge(int(charge))
+    mol.AddAtom(_atom(int(element), int(charge), int(hydrogens), bool(aromatic)))
+
+
+@lru_cache(maxsize=512)
+def _atom(element: int, charge: int, hydrogens: int, aromatic: bool) -> Chem.Atom:
+    """What a molecule copies when it is added."""
+    atom = Chem.Atom(element)
+    atom.SetFormalCharge(charge)
     atom.SetNoImplicit(True)
-    atom.SetNumExplicitHs(int(hydrogens))
-    atom.SetIsAromatic(bool(aromatic))
-    mol.AddAtom(atom)
+    atom.SetNumExplicitHs(hydrogens)
+    atom.SetIsAromatic(aromatic)
+    return atom
 
 
 def heavy_chain(topology: UnitTopology, num_units: int, handedness: NDArray[np.int8] | None = None) -> Chem.Mol:
@@ -55,7 +61,7 @@ def heavy_chain(topology: UnitTopology, num_units: int, handedness: NDArray[np.i
     """
     slots = unit_slots(topology.key_atoms, topology.num_atoms, num_units)
     ends = topology.key_atoms[[0, 3]]
-    own = np.setdiff1d(np.arange(topology.num_atoms), ends)
+    own = np.delete(np.arange(topology.num_atoms), ends)
     charges = np.zeros(num_units * len(own) + 2, dtype=int)
     aromatic = np.zeros(len(charges), dtype=bool)
     charges[slots[:, own]] = topology.formal_charges[own]
@@ -72,9 +78,7 @@ def heavy_chain(topology: UnitTopology, num_units: int, handedness: NDArray[np.i
         add_atom(mol, *row)
     bonds, orders = chain_bonds(topology, num_units)
     for (i, j), order in zip(bonds.tolist(), orders.tolist(), strict=True):
-        mol.AddBond(i, j, BOND_TYPES[order])
-        if order == BOND_AROMATIC:
-            mol.GetBondBetweenAtoms(i, j).SetIsAromatic(True)
+        mol.AddBond(i, j, BOND_TYPES[order])  # an aromatic one is marked so, with its atoms
     signs = np.broadcast_to(topology.stereo_specified, (num_units, len(topology.stereo_centres))) if handedness is None else handedness
     unit, centre = np.nonzero(signs)
     centres = slots[:, topology.stereo_centres][unit, centre]

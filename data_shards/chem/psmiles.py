@@ -54,9 +54,11 @@ def parse(psmiles: str) -> Chem.Mol:
         mol = Chem.MolFromSmiles(psmiles) if psmiles and psmiles.strip() else None
     if mol is None:
         raise PolymerError(psmiles, "unparsable", "RDKit cannot read this string as SMILES; check brackets, ring digits and valences")
-    for atom in mol.GetAtoms():
+    atoms = atoms_of(mol)
+    for atom in atoms:
         atom.SetAtomMapNum(0)  # [*:1] and [*:2], as reaction tools write stars
-    stars = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0]
+    elements = [atom.GetAtomicNum() for atom in atoms]
+    stars = [atom for atom, element in zip(atoms, elements, strict=True) if element == 0]
     if len(stars) == 4:
         raise PolymerError(psmiles, "ladder", "has 4 stars; ladder polymers are not supported, a repeat unit needs exactly 2 stars")
     if len(stars) != 2:
@@ -65,7 +67,7 @@ def parse(psmiles: str) -> Chem.Mol:
         raise PolymerError(psmiles, "fragments", f"has {len(Chem.GetMolFrags(mol))} fragments; a repeat unit must be 1 connected fragment")
     if any(star.GetDegree() != 1 for star in stars):
         raise PolymerError(psmiles, "star-degree", f"a star has {max(s.GetDegree() for s in stars)} neighbours; each star needs exactly 1")
-    if any(atom.GetAtomicNum() == 1 for atom in mol.GetAtoms()) or any(star.GetIsotope() for star in stars):
+    if 1 in elements or any(star.GetIsotope() for star in stars):
         raise PolymerError(psmiles, "isotopic-hydrogen", "has an isotopic or free hydrogen, or a labelled star; write plain H and plain *")
     first, second = (star.GetBonds()[0] for star in stars)
     if first.GetOtherAtom(stars[0]).GetAtomicNum() == 0:
@@ -100,10 +102,10 @@ def canonicalise(psmiles: str) -> CanonicalPsmiles:
             break
         name, multiplicity = again, multiplicity * times
     plain = name
-    if any(mark in name for mark in "@/\\") or any(atom.GetIsotope() for atom in mol.GetAtoms()):
+    if any(mark in name for mark in "@/\\") or any(atom.GetIsotope() for atom in atoms_of(mol)):
         bare = Chem.Mol(mol)
         Chem.RemoveStereochemistry(bare)
-        for atom in bare.GetAtoms():
+        for atom in atoms_of(bare):
             atom.SetIsotope(0)
         plain = _smallest_unit(bare)[0]
     return CanonicalPsmiles(name, multiplicity, hashlib.sha1(plain.encode()).hexdigest()[:12], plain)
@@ -111,8 +113,8 @@ def canonicalise(psmiles: str) -> CanonicalPsmiles:
 
 def _smallest_unit(mol: Chem.Mol) -> tuple[str, int]:
     """Canonical string of the smallest unit and how many of it the molecule holds."""
-    mol = Chem.Mol(mol)
-    for atom in mol.GetAtoms():
+    mol, marks = Chem.Mol(mol), _marks(mol)
+    for atom in atoms_of(mol) if marks else ():
         atom.SetIntProp(ORIGIN, atom.GetIdx())
     blocks, bonds = _blocks(mol)
     forward = [(_label(block), order) for block, order in zip(blocks, bonds, strict=True)]
@@ -129,7 +131,7 @@ def _smallest_unit(mol: Chem.Mol) -> tuple[str, int]:
             if sequence[rotation[-1]][1] == weakest:
                 choices.append(([sequence[k] for k in rotation], [parts[k] for k in rotation]))
     _, chosen = min(choices, key=lambda choice: choice[0])
-    return _join(chosen, _marks(mol)), len(blocks) // period
+    return _join(chosen, marks), len(blocks) // period
 
 
 def _blocks(mol: Chem.Mol) -> tuple[list[Chem.Mol], list[float]]:
@@ -139,7 +141,7 @@ def _blocks(mol: Chem.Mol) -> tuple[list[Chem.Mol], list[float]]:
         Blocks from head to tail, attachment points labelled by isotope, and the order of the bond after each (the last: the junction).
     """
     mol = Chem.Mol(mol)
-    head, tail = (atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0)
+    head, tail = (atom.GetIdx() for atom in atoms_of(mol) if atom.GetAtomicNum() == 0)
     path = Chem.GetShortestPath(mol, head, tail)
     cuts, labels, orders = [], [], []
     for u, v in zip(path[1:-2], path[2:-1], strict=True):
@@ -164,13 +166,18 @@ def _blocks(mol: Chem.Mol) -> tuple[list[Chem.Mol], list[float]]:
     return [piece for _, piece in sorted(pieces, key=lambda entry: entry[0])], [*orders, junction]
 
 
+def atoms_of(mol: Chem.Mol) -> list[Chem.Atom]:
+    """Atoms in order; RDKit's own sequence of them takes five times as long to walk through."""
+    return [mol.GetAtomWithIdx(k) for k in range(mol.GetNumAtoms())]
+
+
 def _label(block: Chem.Mol) -> str:
     return str(Chem.MolToSmiles(block))
 
 
 def _swap_ends(block: Chem.Mol) -> Chem.Mol:
     turned = Chem.Mol(block)
-    for atom in turned.GetAtoms():
+    for atom in atoms_of(turned):
         if atom.GetAtomicNum() == 0:
             atom.SetIsotope(HEAD + TAIL - atom.GetIsotope())
     return turned
@@ -178,7 +185,7 @@ def _swap_ends(block: Chem.Mol) -> Chem.Mol:
 
 def _marks(mol: Chem.Mol) -> dict[tuple[int, int], tuple[int, int, bool]]:
     """Marked double bonds: their two atoms -> a neighbour of each, and whether these are trans. A star names the atom it stands for."""
-    stars = [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0]
+    stars = [atom.GetIdx() for atom in atoms_of(mol) if atom.GetAtomicNum() == 0]
     stands_for = {star: mol.GetAtomWithIdx(other).GetNeighbors()[0].GetIdx() for star, other in zip(stars, stars[::-1], strict=True)}
     found = {}
     for bond in mol.GetBonds():
@@ -191,7 +198,7 @@ def _marks(mol: Chem.Mol) -> dict[tuple[int, int], tuple[int, int, bool]]:
 
 def _restore_marks(mol: Chem.Mol, marks: dict[tuple[int, int], tuple[int, int, bool]]) -> None:
     """Write the marks of the molecule as parsed on the joined blocks; a neighbour that is not there has become a star."""
-    origin = {atom.GetIntProp(ORIGIN): atom for atom in mol.GetAtoms() if atom.GetAtomicNum() and atom.HasProp(ORIGIN)}
+    origin = {atom.GetIntProp(ORIGIN): atom for atom in atoms_of(mol) if atom.GetAtomicNum() and atom.HasProp(ORIGIN)}
     for bond in mol.GetBonds():
         bond.SetBondDir(Chem.BondDir.NONE)
         if bond.GetStereo() != Chem.BondStereo.STEREONONE:
@@ -216,7 +223,7 @@ def _join(blocks: list[Chem.Mol], marks: dict[tuple[int, int], tuple[int, int, b
     whole: Chem.Mol | None = None
     for k, block in enumerate(blocks):
         part = Chem.Mol(block)
-        for atom in part.GetAtoms():
+        for atom in atoms_of(part):
             if atom.GetAtomicNum() != 0:
                 atom.SetAtomMapNum(0)
                 continue

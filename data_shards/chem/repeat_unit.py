@@ -16,7 +16,7 @@ from rdkit import Chem
 
 from data_shards.chem.capped import CappedUnit, capped_unit, embed_heavy
 from data_shards.chem.oligomer import BOND_CODES, heavy_chain
-from data_shards.chem.psmiles import canonicalise, parse
+from data_shards.chem.psmiles import atoms_of, canonicalise, parse
 from data_shards.chem.stereo import measure_signs, potential_centres, sign_from_tag
 from data_shards.errors import PolymerError
 from data_shards.schema import UnitTopology, unit_slots
@@ -112,7 +112,7 @@ def substitute_stars(written: Chem.Mol, psmiles: str) -> tuple[Chem.Mol, NDArray
     Returns:
         Sanitised unit and its slots star0, nbr0, nbr1, star1.
     """
-    star0, star1 = (atom.GetIdx() for atom in written.GetAtoms() if atom.GetAtomicNum() == 0)
+    star0, star1 = (atom.GetIdx() for atom in atoms_of(written) if atom.GetAtomicNum() == 0)
     nbr0, nbr1 = (written.GetAtomWithIdx(star).GetNeighbors()[0].GetIdx() for star in (star0, star1))
     for charged in (False, True):
         mol = Chem.RWMol(written)
@@ -137,17 +137,18 @@ def substitute_stars(written: Chem.Mol, psmiles: str) -> tuple[Chem.Mol, NDArray
 def _graph(canonical: str, written: Chem.Mol, mol: Chem.Mol, key_atoms: NDArray[np.int32]) -> UnitTopology:
     """Everything that can be read from the graph; frame, link and stereo fields empty."""
     star0, nbr0, nbr1, star1 = key_atoms.tolist()
-    hydrogens = np.array([atom.GetTotalNumHs() for atom in written.GetAtoms()], dtype=np.uint8)
+    hydrogens = np.array([atom.GetTotalNumHs() for atom in atoms_of(written)], dtype=np.uint8)
     hydrogens[[star0, star1]] = hydrogens[[nbr1, nbr0]]
     bonds = np.array(sorted((*sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())), BOND_CODES[b.GetBondType()]) for b in mol.GetBonds()))
+    atoms = atoms_of(mol)
     caps = [mol.GetAtomWithIdx(star).GetTotalNumHs() for star in (star0, star1)]
     none = np.zeros(0, dtype=np.int32)
     return UnitTopology(
         psmiles=canonical,
-        elements=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
-        formal_charges=np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8),
+        elements=np.array([atom.GetAtomicNum() for atom in atoms], dtype=np.uint8),
+        formal_charges=np.array([atom.GetFormalCharge() for atom in atoms], dtype=np.int8),
         num_hydrogens=hydrogens,
-        aromatic=np.array([atom.GetIsAromatic() for atom in mol.GetAtoms()], dtype=bool),
+        aromatic=np.array([atom.GetIsAromatic() for atom in atoms], dtype=bool),
         bonds=bonds[:, :2].astype(np.int32),
         bond_orders=bonds[:, 2].astype(np.uint8),
         key_atoms=key_atoms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,12 +44,16 @@ def _without(bonded: NDArray[np.bool_], i: int, j: int) -> NDArray[np.bool_]:
 
 
 def ring_sizes_of_bonds(topology: UnitTopology) -> NDArray[np.int64]:
-    """(m,) size of the smallest ring that each bond lies in, 0 for acyclic bonds.
+    """(m,) size of the smallest ring that each bond lies in, 0 for acyclic bonds; not to be changed by who reads it."""
+    return _ring_sizes(topology.num_atoms, topology.bonds.astype(np.int64).tobytes())
 
-    From one end of each bond to the other by other bonds, all bonds at once: only the first step could take the bond itself.
-    """
-    bonded = adjacency(topology)
-    first, last = topology.bonds.T
+
+@lru_cache(maxsize=8)
+def _ring_sizes(num_atoms: int, bonds: bytes) -> NDArray[np.int64]:
+    """From one end of each bond to the other by other bonds, all bonds at once: only the first step could take the bond itself."""
+    first, last = np.frombuffer(bonds, dtype=np.int64).reshape(-1, 2).T
+    bonded = np.zeros((num_atoms, num_atoms), dtype=bool)
+    bonded[first, last] = bonded[last, first] = True
     place = np.arange(len(first))
     sizes = np.zeros(len(first), dtype=np.int64)
     front = bonded[first]
@@ -63,6 +69,7 @@ def ring_sizes_of_bonds(topology: UnitTopology) -> NDArray[np.int64]:
         sizes[place[there]] = size
         going = ~there & front.any(axis=1)
         place, front, reached = place[going], front[going], (reached | front)[going]
+    sizes.flags.writeable = False
     return sizes
 
 
@@ -140,13 +147,13 @@ def rotatable_bonds(topology: UnitTopology) -> tuple[NDArray[np.int32], NDArray[
     doubles = np.bincount(topology.bonds[topology.bond_orders == 2].ravel(), minlength=topology.num_atoms)
     linear = (triple | (doubles >= 2)) & (bonded.sum(axis=1) == 2)  # a sulfone has two double bonds and is not linear
     found: list[tuple[int, int, NDArray[np.int32], NDArray[np.bool_]]] = []
-    for k, (i, j) in enumerate(topology.bonds):
-        if in_ring[k] or topology.bond_orders[k] != BOND_SINGLE or linear[i] or linear[j]:
-            continue
-        side_j = _distances_from(_without(bonded, i, j), int(j)) < 255
-        if side_j.sum() < 2 or (~side_j).sum() < 2:
-            continue
-        turns_j = side_j.sum() <= (~side_j).sum()
+    ends = topology.bonds
+    sides = hops[ends[:, 1]] < hops[ends[:, 0]]  # (m, n) slots beyond a bond that is in no ring
+    sizes = sides.sum(axis=1)
+    turns = ~in_ring & (topology.bond_orders == BOND_SINGLE) & ~linear[ends].any(axis=1) & (np.minimum(sizes, len(bonded) - sizes) >= 2)
+    for k in np.flatnonzero(turns).tolist():
+        (i, j), side_j = ends[k], sides[k]
+        turns_j = sizes[k] <= len(bonded) - sizes[k]
         b, c = (i, j) if turns_j else (j, i)
         moved = side_j.copy() if turns_j else ~side_j
         moved[c] = False

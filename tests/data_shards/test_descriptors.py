@@ -86,23 +86,38 @@ def test_a_batch_has_them_when_asked_and_none_otherwise() -> None:
         np.testing.assert_array_equal(row, standardised_descriptors(one.topology))
 
 
-def test_electrotopological_states_are_rdkits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are put where RDKit keeps its own; without them RDKit computes them, and every descriptor is the same."""
+def test_numbers_counted_here_are_rdkits() -> None:
+    """Connectivity indices, valence electrons and electrotopological states, on rings of three and four too, which RDKit counts oddly."""
+    from rdkit import Chem
+    from rdkit.Chem import Descriptors
+    from rdkit.Chem.EState import EState
+
+    from data_shards.chem.graph_indices import e_states, graph_indices
+
+    known = dict(Descriptors.descList)
+    for smiles in (
+        "C1CC1", "CC1CC1", "C1CCC1", "CC1CCC1C", "C1CC12CC2", "C1CC1(F)C1CC1", "C12C3C4C1C5C2C3C45", "C12CC1C2", "CCCCC", "C",
+        "OC(=O)c1ccc(cc1)C(=O)OCCO", "C[Si](C)(C)O[Ge](C)(C)C", "CP(=O)(O)OCl", "C[N+](C)(C)CC(=O)[O-]", "FC(F)(F)C(Br)I", "C[Sn](C)(C)C",
+        "[Na+].[Cl-]", "O=S(=O)(c1ccc(Oc2ccc(C(C)(C)c3ccc(O)cc3)cc2)cc1)c1ccc(O)cc1", 10 * "CC(c1ccccc1)" + "C" + 10 * "CC(Cl)",
+    ):  # fmt: skip
+        mol = Chem.MolFromSmiles(smiles)
+        found = graph_indices(mol)
+        assert len(found) == 13
+        for name, value in found.items():
+            assert value == pytest.approx(known[name](mol), rel=1e-12, abs=1e-12), (smiles, name)
+        np.testing.assert_allclose(e_states(mol), EState.EStateIndices(mol, force=True), atol=1e-10, err_msg=smiles)
+
+
+def test_states_are_where_rdkit_looks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rdkit.Chem.EState import EState
+
     from data_shards.chem import descriptors
     from data_shards.chem.repeat_unit import unit_graph
 
     units = [unit_graph(p) for p in ("*CC(*)c1ccccc1", "*CC(F)(F)*", "*OS(=O)(=O)c1ccc(*)cc1", "*NCCCCCC(*)=O", "*[Si](C)(C)O*")]
     ours = [descriptors.unit_descriptors(unit) for unit in units]
-    kept = []
-    monkeypatch.setattr(descriptors, "_keep_e_states", kept.append)
+    monkeypatch.setattr(descriptors, "e_states", lambda mol: EState.EStateIndices(mol, force=True))
     for unit, own in zip(units, ours, strict=True):
         np.testing.assert_allclose(own, descriptors.unit_descriptors(unit), atol=1e-12)
-    assert len(kept) == 2 * len(units)
-    from rdkit.Chem.EState import EState
-
-    monkeypatch.undo()
-    mol = kept[0]
-    expected = np.array(EState.EStateIndices(mol, force=True))
-    del mol._eStateIndices
-    descriptors._keep_e_states(mol)
-    np.testing.assert_allclose(mol._eStateIndices, expected, atol=1e-12)
+    monkeypatch.setattr(descriptors, "e_states", lambda mol: np.zeros(mol.GetNumAtoms()))
+    assert not np.allclose(ours[0], descriptors.unit_descriptors(units[0]))  # RDKit does read them
