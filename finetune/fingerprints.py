@@ -168,7 +168,10 @@ class Neighbours:
     def nearest(self, counts: NDArray[np.integer], atoms: NDArray[np.integer], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """(Q, k) indices of the most similar polymers and their similarities, the most similar first; ties in the order of the table."""
         similarity = self.similarity(counts, atoms)
-        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        left, order = similarity.copy(), np.empty((len(similarity), min(k, similarity.shape[1])), dtype=np.int64)
+        for place in range(order.shape[1]):  # a few times through the rows is faster than sorting them
+            order[:, place] = left.argmax(axis=1)
+            left[np.arange(len(left)), order[:, place]] = -1.0
         return order, np.take_along_axis(similarity, order, axis=1)
 
     def usual(self, percent: float) -> float:

@@ -12,9 +12,15 @@ from data_shards.schema import BOND_SINGLE, BOND_TRIPLE, UnitTopology
 
 def adjacency(topology: UnitTopology) -> NDArray[np.bool_]:
     """(n, n) True between bonded slots."""
-    matrix = np.zeros((topology.num_atoms, topology.num_atoms), dtype=bool)
-    matrix[topology.bonds[:, 0], topology.bonds[:, 1]] = True
-    return matrix | matrix.T
+    return _bonded(topology.num_atoms, topology.bonds.astype(np.int64).tobytes())
+
+
+def _bonded(num_atoms: int, bonds: bytes) -> NDArray[np.bool_]:
+    """adjacency, of what can be the key of a cache."""
+    first, last = np.frombuffer(bonds, dtype=np.int64).reshape(-1, 2).T
+    matrix = np.zeros((num_atoms, num_atoms), dtype=bool)
+    matrix[first, last] = matrix[last, first] = True
+    return matrix
 
 
 def graph_distances(topology: UnitTopology) -> NDArray[np.uint8]:
@@ -51,9 +57,8 @@ def ring_sizes_of_bonds(topology: UnitTopology) -> NDArray[np.int64]:
 @lru_cache(maxsize=8)
 def _ring_sizes(num_atoms: int, bonds: bytes) -> NDArray[np.int64]:
     """From one end of each bond to the other by other bonds, all bonds at once: only the first step could take the bond itself."""
+    bonded = _bonded(num_atoms, bonds)
     first, last = np.frombuffer(bonds, dtype=np.int64).reshape(-1, 2).T
-    bonded = np.zeros((num_atoms, num_atoms), dtype=bool)
-    bonded[first, last] = bonded[last, first] = True
     place = np.arange(len(first))
     sizes = np.zeros(len(first), dtype=np.int64)
     front = bonded[first]
@@ -117,15 +122,27 @@ def smallest_ring_size(topology: UnitTopology) -> NDArray[np.int64]:
 
 def backbone(topology: UnitTopology) -> NDArray[np.bool_]:
     """(n,) True for slots on a shortest path between the stars."""
-    bonded = adjacency(topology)
-    star0, star1 = int(topology.key_atoms[0]), int(topology.key_atoms[3])
-    one, other = (_distances_from(bonded, star).astype(np.int64) for star in (star0, star1))
-    return np.asarray(one + other == one[star1])
+    one, other = _from_stars(topology)
+    return np.asarray(one + other == one[topology.key_atoms[3]])
 
 
 def bonds_through(topology: UnitTopology) -> int:
     """Bonds of the shortest path between the stars."""
-    return int(_distances_from(adjacency(topology), int(topology.key_atoms[0]))[topology.key_atoms[3]])
+    return int(_from_stars(topology)[0, topology.key_atoms[3]])
+
+
+def _from_stars(topology: UnitTopology) -> NDArray[np.int64]:
+    """(2, n) bonds from star0 and from star1."""
+    bonds, stars = topology.bonds.astype(np.int64).tobytes(), (int(topology.key_atoms[0]), int(topology.key_atoms[3]))
+    return _distances_kept(topology.num_atoms, bonds, stars)
+
+
+@lru_cache(maxsize=8)
+def _distances_kept(num_atoms: int, bonds: bytes, sources: tuple[int, ...]) -> NDArray[np.int64]:
+    bonded = _bonded(num_atoms, bonds)
+    found = np.stack([_distances_from(bonded, source) for source in sources]).astype(np.int64)
+    found.flags.writeable = False
+    return found
 
 
 def rotatable_bonds(topology: UnitTopology) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

@@ -1,0 +1,1 @@
+"""Inverse design: polymers drawn for target properties."""
