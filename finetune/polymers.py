@@ -41,6 +41,12 @@ class Polymers:
     def __len__(self) -> int:
         return len(self.embedding)
 
+    def subset(self, rows: NDArray[np.integer]) -> Polymers:
+        """Some of them, in the order given."""
+        own = self.features
+        numbers = {name: getattr(own, name)[rows] for name in NUMBERS}
+        return Polymers(Features.of(np.arange(len(rows)), numbers, ()), self.embedding[rows])
+
     def vectors(self, rows: NDArray[np.integer] | slice = slice(None)) -> dict[str, NDArray[np.float64]]:
         """(R, .) descriptors with sizes, levels, both NaN where there is none, and the embedding."""
         own = self.features

@@ -210,7 +210,18 @@ def predict_here(chunk: Chunk) -> list[dict[str, Any]]:
     import torch
 
     torch.set_num_threads(1)
-    return _loaded(chunk.model, chunk.checkpoint, _stamp(chunk.model)).rows(list(chunk.written), chunk.neighbours)
+    rows = _loaded(chunk.model, chunk.checkpoint, _stamp(chunk.model)).rows(list(chunk.written), chunk.neighbours)
+    _give_back()
+    return rows
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system. Without it chunks of all sizes leave holes: a process grew by 11 kB a polymer."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @lru_cache(maxsize=1)

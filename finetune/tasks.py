@@ -20,6 +20,7 @@ from foundation.errors import InputError
 
 KUENNETH = "Kuenneth et al., Patterns 2 (2021) 100238; density functional theory"
 KAGGLE = "Liu et al., NeurIPS Open Polymer Prediction (Kaggle, 2025); molecular dynamics"
+GAS = "Liu et al., NeurIPS 2024 (Graph-DiT, arXiv:2401.13858), from the literature of membranes; measured"
 POLYINFO = "PoLyInfo (NIMS) through Liu et al., KDD 2022 (GREA), and PolyMetriX (Zenodo 15210035); measured"
 
 
@@ -70,14 +71,16 @@ class Task:
 
 DFT = ("egc", "egb", "eea", "ei", "eps", "nc", "eat")  # they share most of their polymers
 MD = ("density", "rg", "tc", "ffv")
+GASES = {"o2": "oxygen", "n2": "nitrogen", "co2": "carbon dioxide", "ch4": "methane"}
 
 
 def _others(family: tuple[str, ...], name: str) -> tuple[str, ...]:
     return tuple(other for other in family if other != name)
 
 
-# The logarithm: of thermal conductivity alone. It is positive, spans a factor of 34, is skewed, and scatters by a share of its value. The
-# others span less than a factor of 5, may be negative (temperatures in degrees Celsius, energies), or come near 0 (gaps, crystallinity).
+# The logarithm: of permeabilities, which span nine powers of ten, and of thermal conductivity, which is positive, spans a factor of 34, is
+# skewed, and scatters by a share of its value. The others span less than a factor of 5, may be negative (temperatures in degrees Celsius,
+# energies), or come near 0 (gaps, crystallinity).
 # egc has no teachers: egb, eea and ei are known for many of its polymers that are kept apart for testing, and the rest are few.
 # tg has ffv only: the tables of Tg by molecular dynamics lie 22 and 79 degrees above it.
 TASKS: dict[str, Task] = {
@@ -96,6 +99,7 @@ TASKS: dict[str, Task] = {
         Task("rg", "radius of gyration", "Å", "none", "rmse", KAGGLE, ("Rg",), _others(MD, "rg")),
         Task("tc", "thermal conductivity", "W/(m·K)", "log", "rmse", KAGGLE, ("thermal_conductivity",), _others(MD, "tc")),
         Task("ffv", "fractional free volume", "1", "none", "rmse", KAGGLE, ("FFV",), ("tg", *_others(MD, "ffv"))),
+        *(Task(name, f"permeability of {title}", "Barrer", "log", "rmse", GAS, (name.upper(),)) for name, title in GASES.items()),
     )
 }
 

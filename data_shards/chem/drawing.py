@@ -36,10 +36,27 @@ def coloured_sheet(psmiles: Sequence[str], values: Sequence[NDArray[np.floating]
     return str(sheet.GetDrawingText())
 
 
+def sheet(psmiles: Sequence[str], legends: Sequence[str]) -> str:
+    """Repeat units side by side as SVG.
+
+    Args:
+        psmiles: of each.
+        legends: below each.
+    """
+    mols = [Chem.MolFromSmiles(own) for own in psmiles]
+    drawn = rdMolDraw2D.MolDraw2DSVG(COLUMNS * PANEL, -(-len(mols) // COLUMNS) * PANEL, PANEL, PANEL)
+    options: Any = drawn.drawOptions()
+    options.legendFontSize = 16
+    options.useBWAtomPalette()
+    drawn.DrawMolecules(mols, legends=list(legends))
+    drawn.FinishDrawing()
+    return str(drawn.GetDrawingText())
+
+
 def _colour(share: float) -> tuple[float, float, float]:
     """White at 0, red at 1, blue at -1."""
     away = 1 - abs(share)
     return (1.0, away, away) if share > 0 else (away, away, 1.0)
 
 
-__all__ = ["coloured_sheet"]
+__all__ = ["coloured_sheet", "sheet"]

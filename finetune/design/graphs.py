@@ -165,7 +165,9 @@ def write_psmiles(graph: Graph) -> str:
         molecule.AddBond(i, j, KINDS[kind - 1])
     what = "the drawn graph"
     if len(Chem.GetMolFrags(molecule)) > 1:
-        raise PolymerError(what, "fragments", f"has {len(Chem.GetMolFrags(molecule))} fragments; a repeat unit must be 1 connected fragment")
+        raise PolymerError(
+            what, "fragments", f"has {len(Chem.GetMolFrags(molecule))} fragments; a repeat unit must be 1 connected fragment"
+        )
     try:
         with rdBase.BlockLogs():
             Chem.SanitizeMol(molecule)
@@ -175,7 +177,9 @@ def write_psmiles(graph: Graph) -> str:
         raise PolymerError(what, "valence", _line(error)) from None
     odd = next((a for a in atoms_of(molecule) if a.GetSymbol() in ("S", "P", "Se") and a.GetDegree() > 1 and _hypervalent(a)), None)
     if odd is not None:
-        raise PolymerError(what, "valence", f"has a {odd.GetSymbol()} of {odd.GetExplicitValence()} bonds that hydrogens would have to fill")
+        raise PolymerError(
+            what, "valence", f"has a {odd.GetSymbol()} of valence {odd.GetTotalValence()} with hydrogens; its bonds do not fit"
+        )
     return canonicalise(Chem.MolToSmiles(molecule)).plain
 
 

@@ -101,7 +101,9 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, pair: Tensor, c: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows, length, width = x.shape
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulate(c)[:, None].chunk(6, -1)
-        query, key, value = self.qkv(self.norm(x) * (1 + scale_1) + shift_1).view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.qkv(self.norm(x) * (1 + scale_1) + shift_1).view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
         bias = self.bias(pair).permute(0, 3, 1, 2).masked_fill(~mask[:, None, None], -1e4)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         x = x + gate_1 * self.out(mixed.transpose(1, 2).reshape(rows, length, width))

@@ -91,6 +91,7 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("lines", "Seconds of probing", ("probe/seconds",), "in which training waits"),
     ),
     "Property": (
+        Panel("lines", "Loss of a generator of repeat units", ("design/loss", "design/atoms", "design/pairs"), "of finetune.design"),
         Panel("lines", "Error of a fold", ("property/rmse", "property/mae"), "of finetune.property; the step counts folds"),
         Panel("lines", "R2 and rank correlation of a fold", ("property/r2", "property/spearman"), "1 is perfect"),
         Panel("lines", "Values inside their intervals", ("property/coverage",), "90 % are promised"),
