@@ -171,7 +171,7 @@ def write_psmiles(graph: Graph) -> str:
     try:
         with rdBase.BlockLogs():
             Chem.SanitizeMol(molecule)
-    except Chem.KekulizeException as error:
+    except (Chem.KekulizeException, Chem.AtomKekulizeException) as error:
         raise PolymerError(what, "aromaticity", _line(error)) from None
     except (Chem.AtomValenceException, ValueError) as error:
         raise PolymerError(what, "valence", _line(error)) from None

@@ -1,7 +1,8 @@
 """What a clean graph is, said of a noisy one: a transformer over atoms whose attention knows the pairs, and pairs that know their atoms.
 
-Nothing depends on the order of atoms. Conditions enter by adaptive normalisation that begins as the identity (Peebles, Xie, DiT, arXiv
-2212.09748); random walks on the noisy graph tell rings apart (Dwivedi et al., arXiv 2110.07875).
+Pairs also multiply along paths of two, which is what rings are counted by (Maron et al., Provably powerful graph networks, arXiv
+1905.11136). Nothing depends on the order of atoms. Conditions enter by adaptive normalisation that begins as the identity (Peebles, Xie,
+DiT, arXiv 2212.09748); random walks on the noisy graph tell rings apart (Dwivedi et al., arXiv 2110.07875).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class DenoiserConfig:
     Attributes:
         width: of atoms.
         pair_width: of pairs.
+        paths: products of pairs with a common atom, by which rings are seen.
         num_layers, num_heads: of the transformer.
         num_properties: numbers that may be asked for.
         reference_width: of the embedding of a reference polymer, 0 where there is none.
@@ -32,6 +34,7 @@ class DenoiserConfig:
 
     width: int = 128
     pair_width: int = 32
+    paths: int = 16
     num_layers: int = 6
     num_heads: int = 8
     num_properties: int = 0
@@ -97,6 +100,7 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.ends, self.pair_in = nn.Linear(d, 2 * e), nn.Linear(e, 2 * e)
         self.pair_norm, self.pair_out = nn.LayerNorm(e), nn.Linear(2 * e, e)
+        self.path_norm, self.paths, self.path_out = nn.LayerNorm(e), nn.Linear(e, 2 * config.paths), nn.Linear(config.paths, e)
 
     def forward(self, x: Tensor, pair: Tensor, c: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows, length, width = x.shape
@@ -110,7 +114,15 @@ class _Layer(nn.Module):
         x = x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
         ends = self.ends(x)
         hidden = nn.functional.gelu(self.pair_in(self.pair_norm(pair)) + ends[:, :, None] + ends[:, None])
-        return x, pair + self.pair_out(hidden)
+        pair = pair + self.pair_out(hidden)
+        return x, pair + self.path_out(self._joined(pair, mask))
+
+    def _joined(self, pair: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, N, paths) of every pair what its two sides say over every third atom, symmetric."""
+        both = (mask[:, :, None] & mask[:, None])[:, None]
+        one, other = (self.paths(self.path_norm(pair)).permute(0, 3, 1, 2) * both).chunk(2, 1)
+        found = one @ other / mask.sum(1).sqrt()[:, None, None, None]
+        return (found + found.transpose(2, 3)).permute(0, 2, 3, 1)
 
 
 class Denoiser(nn.Module):

@@ -38,6 +38,7 @@ class TrainSettings:
         warmup: steps.
         weight_decay: of AdamW.
         ema: decay of the averaged weights, which are those that are used.
+        power: of a uniform number that times are drawn by; above 1 there is more to learn from graphs with little noise.
         drop_all: share of polymers of which nothing is told, neither properties nor reference.
         drop_each: share of values that are not told, each by itself.
         drop_reference: share of polymers whose reference is not told.
@@ -50,6 +51,7 @@ class TrainSettings:
     warmup: int = 200
     weight_decay: float = 1e-2
     ema: float = 0.999
+    power: float = 1.5
     drop_all: float = 0.1
     drop_each: float = 0.2
     drop_reference: float = 0.5
@@ -154,7 +156,7 @@ def train(
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         asked = told(material, rows, settings, rng)
         clean = collate([material.graphs[k] for k in rows])
-        t = torch.from_numpy(rng.integers(1, STEPS + 1, size=len(rows)))
+        t = torch.from_numpy(np.ceil(STEPS * rng.random(len(rows)) ** settings.power).clip(1, STEPS).astype(np.int64))
         atoms, pairs = losses(denoiser, clean, asked, prior, t, noise)
         loss = (atoms + pairs).mean()
         if not math.isfinite(loss.item()):
