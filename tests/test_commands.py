@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHEBANG = "#!/usr/bin/env -S python -m cluster.launch"
 HEAVY = ("torch", "ray", "rdkit", "openmm", "deepspeed", "webdataset", "wandb", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn")
-# finetune.design and finetune.propose join with their own issue
 CONTRACT = {
     "data_shards.build": ("--input", "--source", "--out", "--num-units", "--conformers", "--engine", "--workers", "--limit", "--dry-run"),
     "data_shards.show": (),
@@ -38,6 +37,8 @@ CONTRACT = {
         "--overwrite",
     ),
     "finetune.predict": ("--model", "--psmiles", "--input", "--out", "--limit", "--dry-run", "--overwrite"),
+    "finetune.design": ("--task", "--data", "--checkpoint", "--out", "--limit", "--dry-run", "--overwrite"),
+    "finetune.propose": ("--model", "--target", "--num", "--out", "--keep", "--dry-run", "--overwrite"),
     "cluster.launch": ("--dry-run",),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TypeAlias
 
-VOID = frozenset({"meta", "link", "br", "hr", "input", "col"})
+VOID = frozenset({"meta", "link", "br", "hr", "input", "col", "img"})
 
 
 class Markup(str):

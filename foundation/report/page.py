@@ -62,7 +62,7 @@ def build_page(found: RunFiles) -> str:
         ("training", "Training", _training(found), _absent(found, "metrics", "no metrics.jsonl with steps")),
         ("shards", "Shards", _shards(found), _absent(found, "shards", "no shards with a manifest.json beside the run")),
         ("property", "Property prediction", _property(found), _absent(found, "property", "no property/results.json")),
-        ("design", "Design candidates", _design(found.candidates), _absent(found, "design", "no design/candidates.csv")),
+        ("design", "Design candidates", _design(found), _absent(found, "design", "no design/candidates.csv")),
         ("setup", "Configuration and versions", _setup(found), _absent(found, "config", "no config.json or run.json")),
     ]
     body = [
@@ -331,11 +331,22 @@ def _methods(results: dict[str, Any]) -> Markup | None:
     return table("Methods, mean ± standard deviation over folds", ["method", "RMSE", "MAE", "R²"], rows) if rows else None
 
 
-def _design(candidates: list[list[str]]) -> Markup | None:
+def _design(found: RunFiles) -> Markup | None:
+    candidates = found.candidates
     if len(candidates) < 2:
         return None
     header: list[Child] = [*candidates[0]]
-    return table(f"First {len(candidates) - 1} candidates", header, [[*row] for row in candidates[1:]])
+    parts: list[Child] = []
+    counts = mapping(found.proposed.get("funnel"))
+    said = [f"{value:,.0f} {name}" for name in ("drawn", "valid", "distinct", "new") if (value := number(counts.get(name))) is not None]
+    targets = ", ".join(figures.shorten(str(own), 40) for own in listing(found.proposed.get("targets"))[:8])
+    if said:
+        parts.append(tag("p", f"{f'Asked for {targets}: ' if targets else ''}{', '.join(said)}.", class_="note"))
+    if found.gallery:
+        source = "data:image/svg+xml;base64," + base64.b64encode(found.gallery).decode()
+        picture = tag("img", src=source, alt="repeat units of the first candidates, drawn, with their predicted properties")
+        parts.append(tag("figure", picture, class_="gallery"))
+    return join(*parts, table(f"First {len(candidates) - 1} candidates", header, [[*row] for row in candidates[1:]]))
 
 
 def _setup(found: RunFiles) -> Markup | None:

@@ -15,6 +15,7 @@ MAX_BYTES = 512 * 2**20  # of one file that is read whole
 MAX_STRUCTURES = 24  # structure files that are looked at
 MAX_CANDIDATES = 20  # rows of the table of candidates
 MAX_COLUMNS = 8
+MAX_GALLERY_BYTES = 8 * 2**20
 LARGEST = 1e100  # differences and sums of numbers below it stay finite
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ class RunFiles:
     results: dict[str, Any] = field(default_factory=dict)
     property: dict[str, Any] = field(default_factory=dict)
     candidates: list[list[str]] = field(default_factory=list)  # the first row holds the names of the columns
+    proposed: dict[str, Any] = field(default_factory=dict)  # what became of all draws
+    gallery: bytes = b""  # SVG
     structures: list[Path] = field(default_factory=list)
 
 
@@ -105,6 +108,8 @@ def read_run(folder: Path) -> RunFiles:
         path = base / "design" / "candidates.csv"
         if not found.candidates and path.is_file():
             found.candidates = _read(found, "design", path, read_candidates) or []
+            found.proposed = _json(found, "draws", [path.with_suffix(".json")])
+            found.gallery = _read(found, "gallery", path.with_suffix(".svg"), read_gallery) or b""
     samples = [sorted(base.glob("samples/*.sdf"))[-1:] for base in beside]  # of a chain sampled while training: the last
     found.structures = [path for base in beside for path in sorted(base.glob("*.sdf"))] + [path for last in samples for path in last]
     found.structures = found.structures[:MAX_STRUCTURES]
@@ -183,6 +188,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     from foundation.track.tracker import read_metrics
 
     return read_metrics(path)
+
+
+def read_gallery(path: Path) -> bytes:
+    """A picture that is shown as an image, in which no script runs.
+
+    Raises:
+        ValueError: too large for a page.
+    """
+    data = path.read_bytes()
+    if len(data) > MAX_GALLERY_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, at most {MAX_GALLERY_BYTES} are shown")
+    return data
 
 
 def read_candidates(path: Path) -> list[list[str]]:
