@@ -45,7 +45,7 @@ KEPT += ("settings", "seed", "leak", "weights_sha256", "commit", "checkpoint")
 
 def main(
     folder: Annotated[Path, typer.Argument(help="with tables such as egc.csv")],
-    tasks: Annotated[str, typer.Option(help="names, separated by commas")] = ",".join(TASKS),
+    tasks: Annotated[str, typer.Option(help="names, separated by commas")] = ",".join(ASKED),
     runs: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs/property"),
     options: Annotated[str, typer.Option(help="further options of finetune.property, separated by spaces")] = "",
     out: Annotated[Path, typer.Option(help="where both files are written")] = RESULTS,

@@ -66,6 +66,7 @@ CLASSES = (
 )
 NUM_CLASSES, NUM_KINDS = len(CLASSES), 1 + len(KINDS)
 PLACE = {(own.symbol, own.charge, own.hydrogen): place for place, own in enumerate(CLASSES)}
+STAR_KEY = ("*", 0, False)
 VALENCE = torch.tensor([own.valence for own in CLASSES])
 AROMATIC_BONDS = torch.tensor([own.aromatic for own in CLASSES])
 
@@ -110,8 +111,12 @@ class Graphs:
         return Graph(self.atoms[row, :n].numpy().astype(np.uint8), bonds.numpy().astype(np.uint8))
 
 
-def read_graph(psmiles: str) -> Graph:
-    """The smallest repeat unit of a polymer without stereo marks and isotopes.
+def read_graph(psmiles: str, *, backwards: bool = False) -> Graph:
+    """The smallest repeat unit of a polymer without stereo marks and isotopes, its atoms in the order of a SMILES that begins at a star.
+
+    Args:
+        psmiles: any spelling.
+        backwards: begin at the other star.
 
     Raises:
         PolymerError: as psmiles.parse, and reasons too-large, atom-class, bond-type, junction-order.
@@ -120,28 +125,27 @@ def read_graph(psmiles: str) -> Graph:
     if mol.GetNumAtoms() > MAX_ATOMS:
         detail = f"the repeat unit has {mol.GetNumAtoms() - 2} heavy atoms, at most {MAX_ATOMS - 2} are designed; use a smaller unit"
         raise PolymerError(psmiles, "too-large", detail)
+    stars = [atom.GetIdx() for atom in atoms_of(mol) if atom.GetAtomicNum() == 0]
+    if any(mol.GetAtomWithIdx(star).GetBonds()[0].GetBondType() != Chem.BondType.SINGLE for star in stars):
+        raise PolymerError(psmiles, "junction-order", "units are joined by a multiple bond, which is not designed")
+    mol = Chem.MolFromSmiles(Chem.MolToSmiles(mol, rootedAtAtom=stars[1 if backwards else 0]))
     atoms = atoms_of(mol)
-    keys = [
-        (
-            atom.GetSymbol(),
-            atom.GetFormalCharge(),
-            bool(atom.GetIsAromatic() and atom.GetTotalNumHs() and atom.GetSymbol() != "C"),
-        )
-        for atom in atoms
-    ]
+    keys = [key_of(atom) for atom in atoms]
     strange = next((atom for atom, key in zip(atoms, keys, strict=True) if key not in PLACE or atom.GetNumRadicalElectrons()), None)
     if strange is not None:
         raise PolymerError(psmiles, "atom-class", f"has an atom {strange.GetSmarts()} that is not among those that are designed")
     kinds = {bond.GetBondType() for bond in mol.GetBonds()}
     if kinds - CODE.keys():
         raise PolymerError(psmiles, "bond-type", f"has a {str(min(kinds - CODE.keys())).lower()} bond, which is not designed")
-    stars = [atom.GetIdx() for atom in atoms if atom.GetAtomicNum() == 0]
-    if any(mol.GetAtomWithIdx(star).GetBonds()[0].GetBondType() != Chem.BondType.SINGLE for star in stars):
-        raise PolymerError(psmiles, "junction-order", "units are joined by a multiple bond, which is not designed")
-    order = [*stars, *(k for k in range(len(atoms)) if k not in stars)]
+    order = sorted(range(len(atoms)), key=lambda k: (keys[k] != STAR_KEY, k))
     place = {atom: k for k, atom in enumerate(order)}
     bonds = [(place[b.GetBeginAtomIdx()], place[b.GetEndAtomIdx()], CODE[b.GetBondType()]) for b in mol.GetBonds()]
     return Graph(np.array([PLACE[keys[k]] for k in order], dtype=np.uint8), np.array(bonds, dtype=np.uint8).reshape(-1, 3))
+
+
+def key_of(atom: Chem.Atom) -> tuple[str, int, bool]:
+    """What decides the class of an atom."""
+    return atom.GetSymbol(), atom.GetFormalCharge(), bool(atom.GetIsAromatic() and atom.GetTotalNumHs() and atom.GetSymbol() != "C")
 
 
 def write_psmiles(graph: Graph) -> str:
@@ -205,16 +209,28 @@ def collate(graphs: Sequence[Graph]) -> Graphs:
     return Graphs(torch.from_numpy(atoms), torch.from_numpy(bonds), torch.from_numpy(size))
 
 
-def read_graphs(psmiles: Iterable[str]) -> tuple[list[Graph], list[int], list[tuple[int, str]]]:
+def read_graphs(psmiles: Iterable[str], *, backwards: bool = False) -> tuple[list[Graph], list[int], list[tuple[int, str]]]:
     """Graphs, the places of those that have one, and the places and reasons of the others."""
     graphs, kept, refused = [], [], []
     for place, text in enumerate(psmiles):
         try:
-            graphs.append(read_graph(text))
+            graphs.append(read_graph(text, backwards=backwards))
             kept.append(place)
         except PolymerError as error:
             refused.append((place, f"{error.reason}: {error.detail}"))
     return graphs, kept, refused
 
 
-__all__ = ["CLASSES", "MAX_ATOMS", "NUM_CLASSES", "NUM_KINDS", "Graph", "Graphs", "collate", "read_graph", "read_graphs", "write_psmiles"]
+__all__ = [
+    "CLASSES",
+    "MAX_ATOMS",
+    "NUM_CLASSES",
+    "NUM_KINDS",
+    "Graph",
+    "Graphs",
+    "collate",
+    "key_of",
+    "read_graph",
+    "read_graphs",
+    "write_psmiles",
+]

@@ -1,7 +1,8 @@
 """What a clean graph is, said of a noisy one: a transformer over atoms whose attention knows the pairs, and pairs that know their atoms.
 
 Pairs also multiply along paths of two, which is what rings are counted by (Maron et al., Provably powerful graph networks, arXiv
-1905.11136). Nothing depends on the order of atoms. Conditions enter by adaptive normalisation that begins as the identity (Peebles, Xie,
+1905.11136). Atoms come in the order of a SMILES, and the network is told their places: without them it has to choose among all atoms of a
+class by chance, and learned rings ten times slower. Conditions enter by adaptive normalisation that begins as the identity (Peebles, Xie,
 DiT, arXiv 2212.09748); random walks on the noisy graph tell rings apart (Dwivedi et al., arXiv 2110.07875).
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetune.design.graphs import NONE, NUM_CLASSES, NUM_KINDS, STAR, Graphs
+from finetune.design.graphs import MAX_ATOMS, NONE, NUM_CLASSES, NUM_KINDS, STAR, Graphs
 from finetune.design.process import STEPS
 from foundation.nn.embedding import FourierFeatures
 
@@ -135,6 +136,7 @@ class Denoiser(nn.Module):
         self.condition = _Condition(config)
         self.atoms = nn.Embedding(NUM_CLASSES, d)
         self.around = nn.Linear(WALKS + NUM_KINDS, d)
+        self.place, self.from_end, self.apart = nn.Embedding(MAX_ATOMS, d), nn.Embedding(MAX_ATOMS, d), nn.Embedding(MAX_ATOMS, e)
         self.pairs = nn.Linear(NUM_KINDS + WALKS, e)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(d)
@@ -157,8 +159,10 @@ class Denoiser(nn.Module):
         counts = kinds[..., NONE + 1 :].sum(2)
         returns = walks.diagonal(dim1=1, dim2=2).transpose(1, 2)
         share = (counts.sum(-1) / size[:, None]).clamp(max=4)[..., None]
-        x = self.atoms(noisy.atoms) + self.around(torch.cat([returns, counts, share], -1))
-        pair = self.pairs(torch.cat([kinds, walks + walks.transpose(1, 2)], -1))
+        place = torch.arange(mask.shape[1])
+        x = self.atoms(noisy.atoms) + self.around(torch.cat([returns, counts, share], -1)) + self.place(place)
+        x = x + self.from_end((size[:, None] - 1 - place).clamp(min=0))
+        pair = self.pairs(torch.cat([kinds, walks + walks.transpose(1, 2)], -1)) + self.apart((place[:, None] - place).abs())
         for layer in self.layers:
             x, pair = layer(x, pair, c, mask)
         x = self.norm(x)

@@ -2,9 +2,10 @@
 
     q(z_t | z_0) = abar_t [z_t = z_0] + (1 - abar_t) P(z_t)
 
-For atoms P is how often each class occurs. For pairs it is how often an atom is bonded to a star, or to another atom, and how, in a
-graph of this size; two stars are not bonded by noise either. What has been replaced stays replaced by the same noise, so that an element
-is, at an earlier time s,
+Atoms come in the order of a SMILES that begins at the first star, so that most bonds join neighbours in the order and rings close over a
+few places. For atoms P is how often each class occurs. For pairs it is how often two atoms so many places apart are bonded, and how; the
+first star sees places from the beginning, the second from the end; two stars are not bonded by noise either. What has been replaced stays
+replaced by the same noise, so that an element is, at an earlier time s,
 
     z_0 with the chance rho, else z_t        rho = (abar_s - abar_t) / (1 - abar_t)
 
@@ -32,7 +33,8 @@ from finetune.design.graphs import NONE, NUM_CLASSES, NUM_KINDS, STAR, Graph, Gr
 
 STEPS = 500
 OFFSET = 0.008
-MOST_BONDED = 0.9  # chance of a bond between two atoms of the prior
+REACH = 24  # places
+EVERYWHERE = 0.1  # share of a prior of pairs that does not know places: what it never draws would tell noise from data for certain
 
 
 def alpha_bar(t: Tensor) -> Tensor:
@@ -51,30 +53,37 @@ class Prior:
 
     Attributes:
         atoms: (A,) of classes; a star has none.
-        rates: (2, K) bonds of each kind that an atom has to both stars, and to other atoms, times the size over the number of these: a pair
-            in a graph of n atoms has rate / n.
+        pairs: (3, REACH + 1, K) of the kinds, of the first star and an atom so many places from the beginning, of the second star and an
+            atom so many places from the end, and of two atoms so many places apart; the last place is that far or farther.
     """
 
     atoms: Tensor
-    rates: Tensor
+    pairs: Tensor
 
     @classmethod
     def of(cls, graphs: Sequence[Graph]) -> Prior:
         """Counted in graphs."""
-        atoms, bonds, pairs = np.zeros(NUM_CLASSES), np.zeros((2, NUM_KINDS)), np.zeros(2)
+        atoms, bonds, pairs = np.zeros(NUM_CLASSES), np.zeros((3, REACH + 1, NUM_KINDS)), np.zeros((3, REACH + 1))
         for own in graphs:
             atoms += np.bincount(own.atoms, minlength=NUM_CLASSES)
-            n = len(own.atoms)
-            pairs += np.array([2 * (n - 2), (n - 2) * (n - 3) / 2]) / n
-            np.add.at(bonds, ((own.bonds[:, :2] >= 2).all(axis=1).astype(int), own.bonds[:, 2]), 1.0)
+            table, apart = (part.numpy() for part in _places(torch.tensor([len(own.atoms)]), len(own.atoms)))
+            upper = np.triu(np.ones(table.shape[1:], dtype=bool), 1)
+            upper[0, 1] = False  # the two stars
+            np.add.at(pairs, (table[0][upper], apart[0][upper]), 1.0)
+            i, j = np.sort(own.bonds[:, :2], axis=1).T
+            np.add.at(bonds, (table[0, i, j], apart[0, i, j], own.bonds[:, 2]), 1.0)
         atoms[STAR] = 0.0
-        return cls(torch.from_numpy(atoms / atoms.sum()), torch.from_numpy(bonds / np.maximum(pairs, 1e-12)[:, None]))
+        everywhere = bonds.sum(axis=1, keepdims=True) / np.maximum(pairs.sum(axis=1), 1.0)[:, None, None]
+        here = np.divide(bonds, pairs[..., None], out=np.broadcast_to(everywhere, bonds.shape).copy(), where=pairs[..., None] > 0)
+        chances = (1 - EVERYWHERE) * here + EVERYWHERE * everywhere
+        chances[..., NONE] = 1.0 - chances[..., NONE + 1 :].sum(-1)
+        return cls(torch.from_numpy(atoms / atoms.sum()), torch.from_numpy(chances))
 
     def without(self, forbidden: Sequence[int]) -> Prior:
         """The same without some classes."""
         atoms = self.atoms.clone()
         atoms[list(forbidden)] = 0.0
-        return Prior(atoms / atoms.sum(), self.rates)
+        return Prior(atoms / atoms.sum(), self.pairs)
 
     def of_atoms(self, shape: Sequence[int]) -> Tensor:
         """(*shape, A) chances of each class."""
@@ -82,12 +91,19 @@ class Prior:
 
     def of_pairs(self, size: Tensor, width: int) -> Tensor:
         """(B, width, width, K) chances of each kind in graphs of these sizes (B,)."""
-        among = torch.arange(width) >= 2
-        bonded = self.rates[(among[:, None] & among).long()] / size[:, None, None, None]  # (B, N, N, K)
-        bonded = bonded * (MOST_BONDED / bonded.sum(-1, keepdim=True).clamp(min=MOST_BONDED))
-        bonded[:, :2, :2] = 0.0
-        bonded[..., NONE] = 1.0 - bonded[..., NONE + 1 :].sum(-1)
-        return bonded
+        found = self.pairs[_places(size, width)]
+        found[:, :2, :2] = nn.functional.one_hot(torch.tensor(NONE), NUM_KINDS).double()
+        return found
+
+
+def _places(size: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(B, width, width) which of the tables of a prior a pair is looked up in, and how many places apart its atoms are there."""
+    place = torch.arange(width)
+    least, most = torch.minimum(place[:, None], place), torch.maximum(place[:, None], place)
+    table = least.clamp(max=2).expand(len(size), -1, -1)
+    from_end = size[:, None, None] - 1 - most
+    apart = torch.where(table == 0, most - 2, torch.where(table == 1, from_end, most - least))
+    return table, apart.clamp(min=0, max=REACH)
 
 
 def draw(chances: Tensor, rng: torch.Generator) -> Tensor:

@@ -114,7 +114,7 @@ def save_generator(made: Generator, folder: Path, *, half: bool = False) -> None
     folder.mkdir(parents=True, exist_ok=True)
     kind = torch.bfloat16 if half else torch.float32
     tensors: dict[str, Tensor] = {f"denoiser.{name}": own.to(kind) for name, own in made.denoiser.state_dict().items()}
-    tensors |= {"prior.atoms": made.prior.atoms, "prior.rates": made.prior.rates, "sizes": torch.from_numpy(made.sizes)}
+    tensors |= {"prior.atoms": made.prior.atoms, "prior.pairs": made.prior.pairs, "sizes": torch.from_numpy(made.sizes)}
     if made.projection is not None:
         tensors |= {f"projection.{name}": torch.from_numpy(getattr(made.projection, name)) for name in ("mean", "components")}
     snapshot.save_tensors(folder / WEIGHTS, {name: own.detach().contiguous() for name, own in tensors.items()})
@@ -166,7 +166,7 @@ def load_generator(folder: Path) -> Generator:
             projection = Projection(checkpoint, weights, parts["mean"], parts["components"])
         return Generator(
             denoiser.eval(),
-            Prior(tensors["prior.atoms"], tensors["prior.rates"]),
+            Prior(tensors["prior.atoms"], tensors["prior.pairs"]),
             tasks,
             np.array(config["mean"], dtype=np.float64),
             np.array(config["deviation"], dtype=np.float64),

@@ -7,7 +7,7 @@ import torch
 from rdkit import Chem, rdBase
 
 from data_shards.chem.psmiles import atoms_of
-from finetune.design.graphs import CLASSES, CODE, MAX_ATOMS, PLACE, Graph, collate
+from finetune.design.graphs import CLASSES, CODE, MAX_ATOMS, PLACE, Graph, collate, key_of
 from finetune.design.sample import Fixed
 from foundation.errors import InputError
 
@@ -25,7 +25,7 @@ def fragment(smiles: str) -> Fixed:
     if mol.GetNumAtoms() + 2 > MAX_ATOMS:
         raise InputError(f"--keep {smiles!r} has {mol.GetNumAtoms()} atoms, at most {MAX_ATOMS - 2} fit; keep a smaller fragment")
     atoms = atoms_of(mol)
-    keys = [(a.GetSymbol(), a.GetFormalCharge(), bool(a.GetIsAromatic() and a.GetTotalNumHs() and a.GetSymbol() != "C")) for a in atoms]
+    keys = [key_of(atom) for atom in atoms]
     strange = next((key[0] for key in keys if key not in PLACE), None)
     if strange is not None:
         raise InputError(f"--keep {smiles!r} has an atom {strange} that is not designed; leave it out")

@@ -56,21 +56,6 @@ def times(t: int = 200) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_order_of_atoms_does_not_matter() -> None:
-    net, given = network(), noisy()
-    atoms, pairs = net(given, times(), asked())
-    torch.testing.assert_close(pairs, pairs.transpose(1, 2))
-    row, n = 0, int(given.size[0])
-    order = torch.cat(
-        [torch.tensor([1, 0]), 2 + torch.randperm(n - 2, generator=torch.Generator().manual_seed(3)), torch.arange(n, given.atoms.shape[1])]
-    )
-    turned = Graphs(given.atoms[:, order], given.bonds[:, order][:, :, order], given.size)
-    other_atoms, other_pairs = net(turned, times(), asked())
-    torch.testing.assert_close(other_atoms[row, :n], atoms[row, order[:n]], atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(other_pairs[row, :n, :n], pairs[row][order[:n]][:, order[:n]], atol=2e-5, rtol=1e-5)
-
-
-@torch.no_grad()
 def test_padding_and_the_rest_of_the_batch_do_not_matter() -> None:
     net, given, conditions = network(), noisy(), asked()
     atoms, pairs = net(given, times(), conditions)
