@@ -141,7 +141,7 @@ def work(ready: Ready) -> None:
         number = f"{len(read.graphs)} polymers of {len(named)} can be learned from, at least {FEWEST} are needed"
         raise InputError(f"{number}; {out / REFUSED} says why")
     made, material = _material(ready, models, named, read, bars)
-    print(f"{len(material.graphs)} polymers to learn from, {int(made.known.labelled.sum())} with values of a table")
+    print(f"{len(material.graphs) // 2} polymers to learn from, {int(made.known.labelled.sum())} with values of a table")
     denoiser = _train(ready, made.denoiser, material, made.prior, bars)
     save_generator(replace(made, denoiser=denoiser), out / GENERATOR)
     example = " ".join(
@@ -217,7 +217,7 @@ def _material(ready: Ready, models: list[Any], named: dict[str, str], read: Read
 
     job, tasks = ready.job, ready.tasks
     names = [list(named)[k] for k in read.kept]
-    graphs, values, projection = read.graphs, np.zeros((len(names), 0)), None
+    ways, values, projection = [read.graphs, read.turned], np.zeros((len(names), 0)), None
     references, labelled = np.zeros((len(names), 0), dtype=np.float32), [False] * len(names)
     if tasks:
         model, _ = load_model(job.checkpoint)
@@ -228,7 +228,7 @@ def _material(ready: Ready, models: list[Any], named: dict[str, str], read: Read
         assert found is not None
         rows = np.array([found[0].get(name, -1) for name in names])
         keep = np.flatnonzero(rows >= 0)
-        names, graphs, rows = [names[k] for k in keep], [graphs[k] for k in keep], rows[keep]
+        names, ways, rows = [names[k] for k in keep], [[way[k] for k in keep] for way in ways], rows[keep]
         polymers = found[1].subset(rows)
         values = np.full((len(names), len(tasks)), np.nan)
         place = {name: k for k, name in enumerate(names)}
@@ -242,15 +242,15 @@ def _material(ready: Ready, models: list[Any], named: dict[str, str], read: Read
             stage.advance(len(names))
         projection = project(polymers.embedding, job.checkpoint, weights)
         references = projection(polymers.embedding)
-    size = np.array([len(own.atoms) for own in graphs])
+    size = np.array([len(own.atoms) for own in ways[0]])
     known = Known(tuple(named[name] for name in names), tuple(names), size, values, np.array(labelled, dtype=bool))
     mean, deviation = (values.mean(axis=0), np.maximum(values.std(axis=0), 1e-9)) if tasks else (np.zeros(0), np.ones(0))
     denoiser = begin(ready.start, len(tasks), references.shape[1], job.seed)
-    prior = Prior.of(graphs) if ready.start is None else ready.start.prior
+    prior = Prior.of([own for way in ways for own in way]) if ready.start is None else ready.start.prior
     seen = frozenset(names) | (frozenset() if ready.start is None else ready.start.seen)
     kept = known if tasks else Known.none(0)
     made = Generator(denoiser, prior, tasks, mean, deviation, projection, kept, np.bincount(size), seen)
-    return made, material_of(known, graphs, mean, deviation, references)
+    return made, material_of(known, ways, mean, deviation, references)
 
 
 def begin(start: Generator | None, num_properties: int, reference_width: int, seed: int) -> Denoiser:

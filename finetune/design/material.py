@@ -21,6 +21,7 @@ from finetune.saved import Saved
 LIKE = 8  # polymers that may stand as a reference of each
 WIDTH = 64  # principal components of an embedding
 MOST_OFTEN = 10.0  # times in a pass that a labelled polymer is read
+USUAL = 28  # atoms of a graph beyond which a polymer without a label is read less often
 CHUNK = 64
 TIME_LIMIT_SEC = 300.0
 BLOCK = 1_024  # rows compared at a time
@@ -32,18 +33,20 @@ class Read:
 
     Attributes:
         graphs: of those that have one.
+        turned: the same, read from the other star.
         kept: (K,) their places in the list.
         refused: places and reasons of the others.
     """
 
     graphs: list[Graph]
+    turned: list[Graph]
     kept: NDArray[np.int64]
     refused: list[tuple[int, str]]
 
 
 def read_all(psmiles: Sequence[str], workers: int | None, bars: Progress) -> Read:
     """Graphs of polymers, by several processes where that pays."""
-    graphs: dict[int, Graph] = {}
+    graphs: dict[int, tuple[Graph, Graph]] = {}
     refused = []
     chunks = [(start, list(psmiles[start : start + CHUNK])) for start in range(0, len(psmiles), CHUNK)]
     with crew(workers) as unordered, bars.stage("graphs", len(psmiles)) as stage:
@@ -51,16 +54,19 @@ def read_all(psmiles: Sequence[str], workers: int | None, bars: Progress) -> Rea
             if isinstance(answer.value, Crash):
                 refused += [(start + k, answer.value.detail) for k in range(len(texts))]
             else:
-                found, kept, lost = answer.value
-                graphs |= {start + k: graph for k, graph in zip(kept, found, strict=True)}
+                found, turned, kept, lost = answer.value
+                graphs |= {start + k: both for k, both in zip(kept, zip(found, turned, strict=True), strict=True)}
                 refused += [(start + k, reason) for k, reason in lost]
             stage.advance(len(texts))
     places = sorted(graphs)
-    return Read([graphs[k] for k in places], np.array(places, dtype=np.int64), sorted(refused))
+    one, other = ([graphs[k][way] for k in places] for way in (0, 1))
+    return Read(one, other, np.array(places, dtype=np.int64), sorted(refused))
 
 
-def _read(chunk: tuple[int, list[str]]) -> tuple[list[Graph], list[int], list[tuple[int, str]]]:
-    return read_graphs(chunk[1])
+def _read(chunk: tuple[int, list[str]]) -> tuple[list[Graph], list[Graph], list[int], list[tuple[int, str]]]:
+    graphs, kept, refused = read_graphs(chunk[1])
+    turned, _, _ = read_graphs((chunk[1][k] for k in kept), backwards=True)
+    return graphs, turned, kept, refused
 
 
 def predicted_values(models: Sequence[Saved], polymers: Polymers, labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -101,20 +107,25 @@ def likes(references: NDArray[np.float32]) -> NDArray[np.int64]:
     return out
 
 
-def material_of(known: Known, graphs: Sequence[Graph], mean: NDArray[Any], deviation: NDArray[Any], references: NDArray[Any]) -> Material:
-    """What training reads.
+def material_of(
+    known: Known, ways: Sequence[Sequence[Graph]], mean: NDArray[Any], deviation: NDArray[Any], references: NDArray[Any]
+) -> Material:
+    """What training reads: every polymer from both of its stars, large ones less often than small ones, as they take longer.
 
     Args:
         known: K polymers with values.
-        graphs: of them.
+        ways: (2, K) graphs of them, read from either star.
         mean, deviation: (P,) that values are standardised by.
         references: (K, R) projected embeddings; R = 0 where there are none.
     """
     values = ((known.values - mean) / deviation).astype(np.float32)
-    near = references[likes(references)] if references.shape[1] else np.zeros((len(graphs), 0, 0))
+    near = references[likes(references)] if references.shape[1] else np.zeros((len(values), 0, 0))
     labelled = int(known.labelled.sum())
-    share = np.clip(0.5 * (len(graphs) - labelled) / max(labelled, 1), 1.0, MOST_OFTEN)
-    return Material(graphs, values, near.astype(np.float32), np.where(known.labelled, share, 1.0))
+    share = np.clip(0.5 * (len(values) - labelled) / max(labelled, 1), 1.0, MOST_OFTEN)
+    weight = np.where(known.labelled, share, np.minimum(1.0, USUAL / known.size)) / len(ways)
+    graphs = [own for way in ways for own in way]
+    times = (len(ways), *[1] * (near.ndim - 1))
+    return Material(graphs, np.tile(values, (len(ways), 1)), np.tile(near.astype(np.float32), times), np.tile(weight, len(ways)))
 
 
 def list_of(path: Path | str, limit: int | None) -> list[str]:

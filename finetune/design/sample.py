@@ -18,6 +18,8 @@ from finetune.design.process import STEPS, Prior, draw, draw_prior, noised, star
 CARBON = 1
 LIKELY = 0.05  # chance of a bond below which a pair is not looked at, unless a piece would stay apart
 NEVER = -1e9
+ROUNDS = 4  # of placing bonds
+RINGS = (5, 7)  # bonds of an aromatic ring
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,11 @@ def sample(
     atoms, pairs = _known(atoms, pairs, fixed)
     chosen = stars_first(draw(atoms, rng), now.mask)
     plain = Graphs(chosen, symmetric(draw(pairs, rng), now.mask), size)
-    return Drawn(Graphs(chosen, place_bonds(chosen, pairs, size), size), plain)
+    kept = None
+    if fixed is not None:
+        kept = torch.zeros(chosen.shape[1], chosen.shape[1], dtype=torch.bool)
+        kept[: len(fixed.known), : len(fixed.known)] = fixed.known
+    return Drawn(Graphs(chosen, place_bonds(chosen, pairs, size, kept), size), plain)
 
 
 # ------------------------------------------------------------------------------------------------------------------- bonds
@@ -127,14 +133,52 @@ def usage(plain: Tensor, aromatic: Tensor, atoms: Tensor) -> Tensor:
     return plain + aromatic + ((atoms == CARBON) & (aromatic > 0))
 
 
-def place_bonds(atoms: Tensor, pairs: Tensor, size: Tensor) -> Tensor:
+def place_bonds(atoms: Tensor, pairs: Tensor, size: Tensor, kept: Tensor | None = None) -> Tensor:
     """(B, N, N) kinds, the likeliest pairs first, none that a valence forbids; then pieces are joined where they are likeliest to be.
+
+    Aromatic bonds that close no ring of five to seven aromatic bonds are placed again as another kind.
 
     Args:
         atoms: (B, N) classes.
         pairs: (B, N, N, K) chances, symmetric.
         size: (B,) atoms.
+        kept: (N, N) bool, pairs that are not placed again.
     """
+    for _ in range(ROUNDS):
+        kinds = _placed(atoms, pairs, size)
+        alone = _outside_rings(kinds)
+        if kept is not None:
+            alone &= ~kept
+        if not alone.any():
+            break
+        pairs = pairs.clone()
+        pairs[..., AROMATIC] = torch.where(alone, 0.0, pairs[..., AROMATIC])
+    return kinds
+
+
+def _outside_rings(kinds: Tensor) -> Tensor:
+    """(B, N, N) bool, aromatic bonds that lie in no ring of five to seven aromatic bonds."""
+    aromatic = (kinds == AROMATIC).float()
+    row, i, j = torch.nonzero(torch.triu(aromatic), as_tuple=True)
+    place = torch.arange(len(row))
+    near = aromatic[row]
+    front = near[place, i].clone()
+    front[place, j] = 0.0
+    reached = front.clone()
+    reached[place, i] = 1.0
+    closed = torch.zeros(len(row), dtype=torch.bool)
+    for length in range(3, RINGS[1] + 1):  # bonds of the ring
+        front = ((front[:, None] @ near)[:, 0] > 0).float() * (1 - reached)
+        closed |= (front[place, j] > 0) & (length >= RINGS[0])
+        front[front[place, j] > 0] = 0.0  # the smallest ring decides
+        reached = torch.maximum(reached, front)
+    alone = torch.zeros_like(kinds, dtype=torch.bool)
+    alone[row[~closed], i[~closed], j[~closed]] = True
+    return alone | alone.transpose(1, 2)
+
+
+def _placed(atoms: Tensor, pairs: Tensor, size: Tensor) -> Tensor:
+    """One round of place_bonds."""
     state = _Bonds(atoms, pairs, size)
     bonded = 1.0 - state.chances[..., NONE]
     flat = (bonded * torch.triu(torch.ones_like(bonded), diagonal=1)).flatten(1)

@@ -125,6 +125,31 @@ def test_bonds_never_break_a_valence_and_make_one_piece() -> None:
         assert not rest.any() or not (room[row] & reached).any() or not (room[row] & rest).any()  # in pieces only where one is used up
 
 
+def test_aromatic_bonds_close_rings_or_become_others() -> None:
+    """A chain of five carbons, likeliest aromatic, and a ring of six that is."""
+    atoms = torch.tensor([[0, 0, *11 * [1]]])
+    likely = torch.full((1, 13, 13, NUM_KINDS), 1e-4)
+    likely[..., NONE] = 1.0
+
+    def say(i: int, j: int, kind: int, other: int) -> None:
+        for a, b in ((i, j), (j, i)):
+            likely[0, a, b] = 1e-4
+            likely[0, a, b, kind], likely[0, a, b, other] = 0.7, 0.3
+
+    for i in range(2, 6):
+        say(i, i + 1, 4, 1)
+    for i in range(7, 12):
+        say(i, i + 1, 4, 1)
+    say(7, 12, 4, 1)
+    say(6, 7, 1, 2)
+    say(0, 2, 1, 2)
+    say(1, 10, 1, 2)
+    kinds = place_bonds(atoms, likely, torch.tensor([13]))[0]
+    assert [int(kinds[i, i + 1]) for i in range(2, 7)] == [1, 1, 1, 1, 1]
+    assert [int(kinds[i, i + 1]) for i in range(7, 12)] == [4] * 5
+    assert int(kinds[7, 12]) == 4
+
+
 def test_certain_bonds_are_placed_as_they_are() -> None:
     clean = collate(GRAPHS)
     pairs = torch.nn.functional.one_hot(clean.bonds, NUM_KINDS).float()

@@ -1,0 +1,292 @@
+"""Polymers for gas permeabilities against baselines, judged by an oracle that learned from polymers the generator never saw.
+
+    python -m benchmarks.design_corpus ../shared/data --out runs/design-corpus.csv
+    python -m benchmarks.design ../shared/data/design/o2_n2_co2.csv --unlabelled runs/design-corpus.csv
+
+Folds 0 to 2 of the table are the generator's; 3 and 4 are the oracle's, and their values are the targets. Every method is asked for the
+same targets as often. What is no polymer stays in every denominator but those of errors, which cannot be had of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from benchmarks.setting import commit, processor
+from data_shards.console import run
+from data_shards.progress import progress
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+OURS_FOLDS, ORACLE_FOLDS = ("0", "1", "2"), ("3", "4")
+TASK = "gas"
+Texts = list[str | None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all methods share.
+
+    Attributes:
+        model: folder of finetune.design.
+        oracle: folders of finetune.property, one a property.
+        wanted: (M, P) learned values asked for, one row a draw.
+        target: (M,) which target each row belongs to.
+        leaky: (M,) P-SMILES of the polymer whose values these are.
+        seed: of everything drawn.
+    """
+
+    model: Path
+    oracle: list[Path]
+    wanted: NDArray[np.float64]
+    target: NDArray[np.int64]
+    leaky: list[str]
+    seed: int
+
+
+@app.command()
+def main(
+    table: Path,
+    unlabelled: Annotated[Path, typer.Option(help="polymers of benchmarks.design_corpus")],
+    runs: Annotated[Path, typer.Option(help="where runs are kept; what is there is not made again")] = Path("runs/design-bench"),
+    steps: Annotated[int, typer.Option(help="of training of the generator and of the language model")] = 2_000,
+    targets: Annotated[int, typer.Option(help="property vectors asked for")] = 60,
+    each: Annotated[int, typer.Option(help="polymers of each method for each")] = 10,
+    draws: Annotated[int, typer.Option(help="draws for each proposal where the property models choose")] = 4,
+    options: Annotated[str, typer.Option(help="further options of finetune.design, separated by spaces")] = "",
+    out: Annotated[Path, typer.Option(help="where design.json is written")] = RESULTS,
+    seed: Annotated[int, typer.Option(help="of everything drawn")] = 0,
+) -> None:
+    """Train, draw, judge, write."""
+    ours, theirs = (_part(table, runs / name, folds) for name, folds in (("ours.csv", OURS_FOLDS), ("oracle.csv", ORACLE_FOLDS)))
+    source = ["--task", TASK, "--data", str(ours), "--unlabelled", str(unlabelled), "--steps", str(steps), *options.split()]
+    _once(runs / TASK / "generator" / "config.json", "finetune.design", *source, "--out", str(runs / TASK), "--no-track")
+    from finetune.design.goals import properties_of
+
+    tasks = properties_of(TASK)
+    oracle = [runs / "oracle" / task.name for task in tasks]
+    for task, folder in zip(tasks, oracle, strict=True):
+        _once(folder / "results.json", "finetune.property", "--task", task.name, "--data", str(theirs), "--out", str(folder), "--no-track")
+    bench = _bench(runs / TASK, oracle, theirs, tasks, targets, each, seed)
+    file = out / "design.json"
+    made: dict[str, Any] = {"setting": {"commit": commit(), "processor": processor(), "steps": steps, "targets": targets, "each": each}}
+    made["oracle"] = _oracle_error(bench, ours, tasks)
+    made["methods"] = {}
+    for name, method in methods(bench, draws, steps).items():
+        began = time.perf_counter()
+        texts, reasons = method()
+        seconds = time.perf_counter() - began
+        made["methods"][name] = {**_judged(bench, tasks, texts, reasons), "seconds": seconds}
+        print(name, json.dumps(made["methods"][name]))
+        file.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def _part(table: Path, out: Path, folds: tuple[str, ...]) -> Path:
+    """Rows of some folds."""
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["fold"] in folds]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out
+
+
+def _once(done: Path, *command: str) -> None:
+    if not done.is_file():
+        subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def _bench(model: Path, oracle: list[Path], theirs: Path, tasks: Any, targets: int, each: int, seed: int) -> Bench:
+    """Targets: the values of polymers that the generator never saw, drawn among those that have all."""
+    with theirs.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if all(row[task.name.upper()] for task in tasks)]
+    chosen = np.random.default_rng([seed, 6]).choice(len(rows), min(targets, len(rows)), replace=False)
+    values = np.array([[task.forward(np.array([float(rows[k][task.name.upper()])]))[0] for task in tasks] for k in chosen])
+    target = np.repeat(np.arange(len(chosen)), each)
+    return Bench(model, oracle, values[target], target, [rows[chosen[k]]["psmiles"] for k in target], seed)
+
+
+def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], tuple[Texts, list[str]]]]:
+    """(strings or None, reasons) of M polymers by each method."""
+    from finetune.design.saved import load_generator
+
+    made = load_generator(bench.model / "generator")
+
+    def drawn(reference: str | None, guidance: float = 2.0, times: int = 1) -> tuple[Texts, list[str]]:
+        from finetune.design.drawing import Wishes, draw_polymers
+        from finetune.design.sample import SampleSettings
+
+        wanted = np.repeat(bench.wanted, times, axis=0)
+        vectors = _references(bench, made, reference, times)
+        outcomes = draw_polymers(made, Wishes(wanted, vectors), SampleSettings(guidance=guidance), bench.seed, progress())
+        return [own.psmiles for own in outcomes], [own.reason for own in outcomes]
+
+    return {
+        "properties only": lambda: drawn(None),
+        "properties only, guidance 1": lambda: drawn(None, 1.0),
+        "properties and a reference of training": lambda: drawn("training"),
+        "leaky: the target's own embedding": lambda: drawn("target"),
+        "properties only, chosen by the property models": lambda: _chosen(bench, made, draws, drawn),
+        "nearest of training": lambda: _nearest(bench, made),
+        "language model": lambda: _language(bench, made, steps),
+        "genetic search": lambda: _genetic(bench, made, draws),
+    }
+
+
+def _references(bench: Bench, made: Any, kind: str | None, times: int) -> NDArray[np.float32]:
+    """(M times, R) projected embeddings of nothing, of the polymer of training with the nearest values, or of the target itself."""
+    width = made.projection.components.shape[1]
+    if kind is None:
+        return np.full((len(bench.wanted) * times, width), np.nan, dtype=np.float32)
+    texts = bench.leaky if kind == "target" else [made.known.psmiles[k] for k in _near(bench, made, 1)[:, 0]]
+    guide = _guide(bench, made)
+    distinct = sorted(set(texts))
+    embedding = made.projection(guide.read(distinct, progress()).embedding)
+    place = {text: k for k, text in enumerate(distinct)}
+    return np.repeat(embedding[[place[text] for text in texts]], times, axis=0)
+
+
+def _near(bench: Bench, made: Any, number: int) -> NDArray[np.int64]:
+    """(M, number) labelled polymers of training with the nearest values."""
+    labelled = np.flatnonzero(made.known.labelled)
+    away = (bench.wanted[:, None] - made.known.values[labelled][None]) / made.deviation
+    return labelled[np.argsort(np.square(away).sum(axis=2), axis=1, kind="stable")[:, :number]]
+
+
+def _guide(bench: Bench, made: Any) -> Any:
+    from finetune.design.guide import Guide
+
+    return Guide([bench.model / "property" / task.name for task in made.tasks])
+
+
+def _chosen(bench: Bench, made: Any, draws: int, drawn: Callable[..., tuple[Texts, list[str]]]) -> tuple[Texts, list[str]]:
+    """The best of several draws by what the property models say; distinct within a target."""
+    texts, reasons = drawn(None, times=draws)
+    own = [text for text in dict.fromkeys(texts) if text]
+    value = dict(zip(own, _guide(bench, made).say(own, progress()).value, strict=True))
+    out: Texts = []
+    why = []
+    for target in np.unique(bench.target):
+        rows = np.flatnonzero(np.repeat(bench.target, draws) == target)
+        wanted = bench.wanted[bench.target == target][0]
+        here = {texts[k] for k in rows if texts[k]}
+        cost = {text: float(np.square((value[text] - wanted) / made.deviation).sum()) for text in here}
+        best = sorted((text for text in here if np.isfinite(cost[text])), key=lambda text: (cost[text], text))
+        number = int((bench.target == target).sum())
+        lost = [reasons[k] for k in rows if reasons[k]] or ["fewer polymers than asked for"]
+        out += [*best[:number], *[None] * (number - len(best))]
+        why += [""] * min(number, len(best)) + [lost[0]] * max(number - len(best), 0)
+    return out, why
+
+
+def _nearest(bench: Bench, made: Any) -> tuple[Texts, list[str]]:
+    """Polymers of training, those with the nearest values; a target's k-th polymer is the k-th nearest."""
+    each = int(np.bincount(bench.target)[0])
+    near = _near(bench, made, each)
+    texts: Texts = [made.known.psmiles[near[row, row % each]] for row in range(len(near))]
+    return texts, [""] * len(texts)
+
+
+def _language(bench: Bench, made: Any, steps: int) -> tuple[Texts, list[str]]:
+    """A language model trained on the same polymers with the same values, as many steps."""
+    import torch
+
+    from finetune.design.language import LanguageConfig, speak, train_language
+    from finetune.design.train import TrainSettings
+
+    known = made.known
+    standard = ((known.values - made.mean) / made.deviation).astype(np.float32)
+    labelled = int(known.labelled.sum())
+    weight = np.where(known.labelled, np.clip(0.5 * (len(known.psmiles) - labelled) / max(labelled, 1), 1.0, 10.0), 1.0)
+    with progress().stage("language model", steps, unit="steps") as stage:
+        config = LanguageConfig(num_properties=len(made.tasks))
+        settings = TrainSettings(steps=steps)
+        model = train_language(known.psmiles, standard, weight, config, settings, bench.seed, lambda *_: stage.advance(1))
+    asked = torch.from_numpy(((bench.wanted - made.mean) / made.deviation).astype(np.float32))
+    texts: Texts = list(speak(model, asked, 2.0, torch.Generator().manual_seed(bench.seed)))
+    return texts, [""] * len(texts)
+
+
+def _genetic(bench: Bench, made: Any, draws: int) -> tuple[Texts, list[str]]:
+    """Search with as many calls of the property models as the chosen draws had."""
+    from finetune.design.genetic import search
+
+    guide = _guide(bench, made)
+    near = _near(bench, made, 50)
+    out: Texts = []
+    for target in np.unique(bench.target):
+        rows = np.flatnonzero(bench.target == target)
+        wanted = bench.wanted[rows[0]]
+
+        def score(texts: list[str], wanted: NDArray[np.float64] = wanted) -> NDArray[np.float64]:
+            from data_shards.progress import Silent
+
+            away = (guide.say(texts, Silent()).value - wanted) / made.deviation
+            return np.nan_to_num(np.square(away).sum(axis=1), nan=np.inf)
+
+        parents = [made.known.psmiles[k] for k in near[rows[0]]]
+        found = search(parents, score, len(rows) * draws, np.random.default_rng([bench.seed, 7, int(target)]), size=20)
+        out += [*found[: len(rows)], *[None] * (len(rows) - len(found))]
+    return out, ["" if text else "fewer polymers than asked for" for text in out]
+
+
+def _said(bench: Bench, texts: list[str]) -> Any:
+    from finetune.design.guide import Guide
+
+    return Guide(bench.oracle).say(texts, progress())
+
+
+def _scale(tasks: Any) -> list[float]:
+    """Powers of ten for what is learned as a logarithm."""
+    return [1 / np.log(10) if task.transform == "log" else 1.0 for task in tasks]
+
+
+def _oracle_error(bench: Bench, ours: Path, tasks: Any) -> dict[str, Any]:
+    """The oracle on the generator's polymers, which it never saw."""
+    from finetune.design.evaluate import errors
+
+    with ours.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    said = _said(bench, [row["psmiles"] for row in rows])
+    truth = np.array([[task.forward(np.array([float(row[task.name.upper()])]))[0] for task in tasks] for row in rows])
+    return {"polymers": len(rows), **errors(said.value, truth, _scale(tasks))}
+
+
+def _judged(bench: Bench, tasks: Any, texts: Texts, reasons: list[str]) -> dict[str, Any]:
+    """Quality and errors of a method."""
+    from finetune.design.evaluate import errors, frechet, judge, quality
+    from finetune.design.guide import synthetic_accessibility
+    from finetune.design.saved import load_generator
+
+    made = load_generator(bench.model / "generator")
+    judged = judge(texts, reasons)
+    training = [text for text, own in zip(made.known.psmiles, made.known.labelled, strict=True) if own]
+    there = np.flatnonzero([bool(text) for text in judged.psmiles])
+    polymers = [judged.psmiles[k] for k in there]
+    said, whole = _said(bench, polymers), _said(bench, training)
+    vectors = [made.projection(own.embedding[own.kept]) for own in (said, whole)]
+    asked = synthetic_accessibility(bench.leaky)[there]
+    found = {**quality(judged, made.seen, training), **errors(said.value, bench.wanted[there], _scale(tasks))}
+    found["accessibility"] = float(synthetic_accessibility(polymers).mean())
+    found["accessibility error"] = float(np.abs(synthetic_accessibility(polymers) - asked).mean())
+    found["frechet"] = frechet(vectors[0], vectors[1])
+    found["reasons"] = {name: reasons.count(name) for name in sorted(set(reasons)) if name}
+    found["examples"] = polymers[:20]
+    return found
+
+
+if __name__ == "__main__":
+    run(app)
