@@ -45,7 +45,7 @@ def main(
 
     Exit 0 done, 2 bad input, 3 stopped but resumable.
     """
-    from cluster.spec import FinetuneSpec, PreprocessSpec, SmokeSpec, load_spec
+    from cluster.spec import DesignSpec, FinetuneSpec, PreprocessSpec, SmokeSpec, load_spec
 
     spec = load_spec(file, assignments or [])
     if isinstance(spec, PreprocessSpec):
@@ -54,6 +54,9 @@ def main(
     with connected() as resources:
         if isinstance(spec, FinetuneSpec):
             finetune(dict(spec.property), resources, dry_run=dry_run)
+            return
+        if isinstance(spec, DesignSpec):
+            design(dict(spec.design), resources, dry_run=dry_run)
             return
         pretrain(spec, resources, dry_run=dry_run, build=spec.build if isinstance(spec, SmokeSpec) else None)
 
@@ -98,18 +101,34 @@ def build_shards(options: dict[str, object], *, dry_run: bool) -> None:
 
 def finetune(options: dict[str, object], resources: dict[str, float], *, dry_run: bool) -> None:
     """`python -m finetune.property` with options from a YAML; its fits are tasks on the cluster of this job."""
-    from cluster.paths import resolve
     from cluster.spec import command_arguments, property_options
     from finetune.property import app as command
-    from foundation.train.released import SMALL
 
-    options = {"workers": max(int(resources.get("CPU", 1)), 1), "out": f"runs/{options.get('task', 'tg')}", **options}
-    for name in ("data", "out", "checkpoint"):
-        if options.get(name) and options[name] != SMALL:
-            options[name] = resolve(str(options[name]))
-    arguments = command_arguments(options, property_options()) + (["--dry-run"] if dry_run else [])
+    places = _placed(options, resources, f"runs/{options.get('task', 'tg')}", ("data", "out", "checkpoint"))
+    arguments = command_arguments(places, property_options()) + (["--dry-run"] if dry_run else [])
     say([f"finetune.property {' '.join(arguments)}"])
     command(arguments, standalone_mode=False)
+
+
+def design(options: dict[str, object], resources: dict[str, float], *, dry_run: bool) -> None:
+    """`python -m finetune.design` with options from a YAML; its property models are fitted by tasks on the cluster of this job."""
+    from cluster.spec import command_arguments, design_options
+    from finetune.design.__main__ import app as command
+
+    names = ("data", "unlabelled", "out", "checkpoint", "start")
+    places = _placed(options, resources, f"runs/design-{options.get('task', 'tg')}", names)
+    arguments = command_arguments(places, design_options()) + (["--dry-run"] if dry_run else [])
+    say([f"finetune.design {' '.join(arguments)}"])
+    command(arguments, standalone_mode=False)
+
+
+def _placed(options: dict[str, object], resources: dict[str, float], out: str, names: tuple[str, ...]) -> dict[str, object]:
+    """Options with a worker a processor, and files where the head started; words that are no files stay."""
+    from cluster.paths import resolve
+    from foundation.train.released import SMALL
+
+    found = {"workers": max(int(resources.get("CPU", 1)), 1), "out": out, **options}
+    return found | {name: resolve(str(found[name])) for name in names if found.get(name) and found[name] not in (SMALL, "none")}
 
 
 @contextmanager

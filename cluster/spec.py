@@ -62,6 +62,13 @@ class FinetuneSpec(Strict):
     property: dict[str, Any] = Field(description="options of `python -m finetune.property`, with underscores")
 
 
+class DesignSpec(Strict):
+    """A generator of polymers for target properties, as a job."""
+
+    kind: Literal["design"]
+    design: dict[str, Any] = Field(description="options of `python -m finetune.design`, with underscores")
+
+
 class PretrainSpec(Strict):
     """Shards to a pretrained model, as a job."""
 
@@ -84,16 +91,22 @@ class SmokeSpec(PretrainSpec):
     build: dict[str, Any] = Field(description="options of `python -m data_shards.build`, with underscores; its out is `shards`")
 
 
-Spec = PreprocessSpec | FinetuneSpec | PretrainSpec | SmokeSpec
-KINDS: dict[str, type[PreprocessSpec] | type[FinetuneSpec] | type[PretrainSpec]] = {
+Spec = PreprocessSpec | FinetuneSpec | DesignSpec | PretrainSpec | SmokeSpec
+KINDS: dict[str, type[PreprocessSpec] | type[FinetuneSpec] | type[DesignSpec] | type[PretrainSpec]] = {
     "preprocess": PreprocessSpec,
     "finetune": FinetuneSpec,
+    "design": DesignSpec,
     "pretrain": PretrainSpec,
     "smoke": SmokeSpec,
 }
 
 
-GROUPS = {"build": "limit=8", "property": "task=tg", "overrides": "train.num_steps=100"}  # whose keys are not checked by a model; one each
+GROUPS = {
+    "build": "limit=8",
+    "property": "task=tg",
+    "design": "task=tg",
+    "overrides": "train.num_steps=100",
+}  # whose keys are not checked by a model; one each
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -239,10 +252,21 @@ def property_options() -> Mapping[str, Any]:
     return inspect.signature(main).parameters
 
 
+def design_options() -> Mapping[str, Any]:
+    """Options of `python -m finetune.design`, by name."""
+    import inspect
+
+    from finetune.design.__main__ import main
+
+    return inspect.signature(main).parameters
+
+
 def _check_options(path: Path, spec: Spec) -> None:
-    """Every key of `build` or `property` must be an option of the command."""
+    """Every key of `build`, `property` or `design` must be an option of the command."""
     if isinstance(spec, FinetuneSpec):
         group, given, known = "property", spec.property, list(property_options())
+    elif isinstance(spec, DesignSpec):
+        group, given, known = "design", spec.design, list(design_options())
     elif isinstance(spec, PreprocessSpec | SmokeSpec):
         group, given = "build", spec.build
         known = [name for name in build_options() if not (isinstance(spec, SmokeSpec) and name == "out")]

@@ -117,7 +117,7 @@ def prepare(job: Job, *, overwrite: bool, writing: bool) -> Ready:
     model, config = load_model(job.checkpoint)
     fold = split(labels, "folds", job.seed)
     problem = make_problem(taught, fold, job.settings, job.checkpoint, weights_fingerprint(model), job.seed)
-    pieces = planned(np.unique(fold).tolist(), job.baseline, installed(), curve="gp" in job.settings.heads)
+    pieces = planned(fold, job.baseline, installed(), curve="gp" in job.settings.heads)
     cores = os.cpu_count() or 1
     workers = job.workers if job.workers is not None else 0 if len(problem.groups) < SMALL_TABLE else cores
     if overwrite and writing and out.exists():
@@ -218,7 +218,7 @@ def work(ready: Ready) -> None:
         raise InputError(f"--out {out} was begun with other data or settings; pass the same ones, --overwrite, or another --out")
     save_problem(problem, out)
     _write_refused(out / REFUSED, ready.labels[0], lost, polymers)
-    pieces = planned(np.unique(problem.fold[problem.own]).tolist(), job.baseline, installed(), curve="gp" in job.settings.heads)
+    pieces = planned(problem.fold[problem.own], job.baseline, installed(), curve="gp" in job.settings.heads)
     found = run_pieces(out, problem, pieces, ready.workers, ready.bars)
     made = results(problem, found)
     calibrated(out / MODEL, np.inf if made["half"] is None else made["half"], made["coverage"])

@@ -32,6 +32,7 @@ OURS, UNTRAINED, FINAL, CURVE = "ours", "untrained", "final", "curve"
 TREES, MEAN = "lightgbm", "mean"
 NOWHERE = -1  # fold of a polymer that no fold tests: only teachers know it
 SHARES = (0.125, 0.25, 0.5)  # of a training fold, for the learning curve
+FEWEST = 4  # polymers of such a share
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,19 @@ class Piece:
         return self.kind if self.fold is None else f"{self.kind}-{self.fold}"
 
 
-def planned(folds: Sequence[int], baselines: bool, trees: bool, curve: bool) -> list[Piece]:
-    """Pieces of a cross-validation, long ones first."""
+def planned(fold: NDArray[np.int64], baselines: bool, trees: bool, curve: bool) -> list[Piece]:
+    """Pieces of a cross-validation, long ones first.
+
+    Args:
+        fold: (P,) of each polymer.
+        baselines: trees, the untrained network and the mean beside.
+        trees: can be grown.
+        curve: shares of training folds that have FEWEST polymers, for the learning curve.
+    """
+    folds, counts = np.unique(fold, return_counts=True)
+    least = len(fold) - int(counts.max())  # polymers of the smallest training fold
     kinds = [OURS, *([UNTRAINED] if baselines else []), *([TREES] if baselines and trees else []), *([MEAN] if baselines else [])]
-    kinds += [f"{CURVE}{share:g}" for share in SHARES[::-1]] if curve else []
+    kinds += [f"{CURVE}{share:g}" for share in SHARES[::-1] if curve and share * least >= FEWEST]
     return [Piece(FINAL, None), *(Piece(kind, int(fold)) for kind in kinds for fold in folds)]
 
 

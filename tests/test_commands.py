@@ -96,7 +96,7 @@ def job_files() -> list[Path]:
 
 
 def test_the_job_files_are_there() -> None:
-    assert {path.name for path in job_files()} >= {"pretrain.yaml", "smoke.yaml", "preprocess.yaml", "finetune_tg.yaml"}
+    assert {path.name for path in job_files()} >= {"pretrain.yaml", "smoke.yaml", "preprocess.yaml", "finetune_tg.yaml", "design.yaml"}
 
 
 @pytest.mark.parametrize("path", job_files(), ids=lambda path: path.name)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -71,6 +72,7 @@ EXPERIMENTS = {  # each run with --quick
     "sampling_steps": "test_budgets_are_held_against_the_largest",
 }
 TINY_BUILD = "--workers 0 --num-units 4 --conformers 1"
+POLYMERS = ("*CC(*)c1ccccc1", "*CC*", "*CC(*)C", "*CCO*", "*CC(*)Cl", "*CC(*)C#N", "*CC(C)(C)*", "*CC(*)F")
 COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     # README, top to bottom; what is run later finds what was made before
     "make demo": Run(
@@ -115,6 +117,16 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m finetune.export --model runs/tg-lora --out weights/tg": Elsewhere(
         "tests/finetune/test_property.py::test_adapters_are_trained_used_and_exported"
     ),
+    # docs/inverse_design.md
+    "python -m finetune.design --task tg": Run("--limit 40 --steps 10 --workers 0 --no-track"),
+    "python -m finetune.propose --model runs/design-tg --target tg=100 --num 10 --out candidates.csv": Run("--draws 20 --steps 4 --num 5"),
+    "python -m finetune.design --task gas --data gas.csv --unlabelled polymers.csv --out runs/gas": Dry(),
+    "python -m finetune.propose --model runs/gas --target o2=100 co2=500 --num 100 --out gas-candidates.csv": Elsewhere(
+        "tests/finetune/test_design.py::test_several_properties_at_once"
+    ),
+    "python -m finetune.propose --model runs/design-tg --target 'tg>150' --keep '*c1ccccc1' --without F,Cl --like '*CC(*)c1ccccc1'"
+    " --structures 5 --out high.csv": Elsewhere("tests/finetune/test_design.py::test_equal_seeds_give_equal_proposals_and_wishes_are_kept"),
+    "ray job submit cluster/design.yaml": Elsewhere("tests/cluster/test_spec.py::test_a_design_job_says_what_the_command_understands"),
     "ray job submit cluster/finetune_tg.yaml": Run(
         instead="python -m cluster.launch cluster/finetune_tg.yaml property.limit=30 property.members=1 property.out=runs/tg-job"
     ),
@@ -267,12 +279,16 @@ def test_commands_are_found() -> None:
 # ------------------------------------------------------------------------------------------------------------------ options and fields
 
 
+def program(module: str) -> Any:
+    """What python -m runs."""
+    found = importlib.import_module(module)
+    return importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
+
+
 @cache
 def command_of(module: str) -> typer.core.TyperCommand:
     """The command of a module; main alone where it is run by typer.run."""
-    found = importlib.import_module(module)
-    if hasattr(found, "__path__"):  # a package that runs
-        found = importlib.import_module(f"{module}.__main__")
+    found = program(module)
     app = getattr(found, "app", None)
     if app is None:
         app = typer.Typer()
@@ -337,6 +353,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from data_shards.build import app
 
     folder = tmp_path_factory.mktemp("place")
+    (folder / "polymers.csv").write_text("\n".join(["psmiles", *POLYMERS]) + "\n")
+    gases = [f"{polymer},{10 + k},{2 + k},{50 + k}" for k, polymer in enumerate(POLYMERS)]
+    (folder / "gas.csv").write_text("\n".join(["psmiles,O2,N2,CO2", *gases]) + "\n")
     small = (*TINY_BUILD.split(), "--source", "textbook", "--limit", "8")
     for seed, name in enumerate(("md", "grow")):
         assert run_command(app, *small, "--seed", str(seed), "--out", str(folder / "shards" / name)) == 0
@@ -353,7 +372,7 @@ def test_a_dry_run_ends_well_and_writes_nothing(
         place, words = tmp_path, [*words, "--workers", "0", "--limit", "20"]
     monkeypatch.chdir(place)
     before = sorted(place.rglob("*"))
-    code = run_command(importlib.import_module(module).app, *words, *([] if "--dry-run" in words else ["--dry-run"]))
+    code = run_command(program(module).app, *words, *([] if "--dry-run" in words else ["--dry-run"]))
     assert code == 0, capsys.readouterr().err
     assert sorted(place.rglob("*")) == before
 
@@ -371,8 +390,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
         if (ROOT / name).exists():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tmp_path / name)
-    polymers = ["*CC(*)c1ccccc1", "*CC*", "*CC(*)C", "*CCO*"]
-    (tmp_path / "polymers.csv").write_text("\n".join(["psmiles", *polymers]) + "\n")
+    (tmp_path / "polymers.csv").write_text("\n".join(["psmiles", *POLYMERS[:4]]) + "\n")
     for name in ("tg", "egc", "heldout"):
         (tmp_path / f"{name}.csv").write_text("psmiles,value\n*CC(*)C,1\n")
     shutil.copy2(ROOT / "data_shards" / "sources" / "textbook.csv", tmp_path / "my.csv")

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from cluster.spec import (
+    DesignSpec,
     FinetuneSpec,
     PreprocessSpec,
     PretrainSpec,
     SmokeSpec,
     build_options,
     command_arguments,
+    design_options,
     load_spec,
     property_options,
 )
@@ -60,6 +62,15 @@ def test_a_property_job_says_what_the_command_understands() -> None:
         load_spec(CLUSTER / "finetune_tg.yaml", ["property.chekpoint=x"])
 
 
+def test_a_design_job_says_what_the_command_understands() -> None:
+    spec = load_spec(CLUSTER / "design.yaml", ["design.data=gas.csv", "design.task=gas", "design.steps=50"])
+    assert isinstance(spec, DesignSpec)
+    arguments = command_arguments(spec.design, design_options())
+    assert arguments == ["--task", "gas", "--out", "runs/design-tg", "--checkpoint", "small", "--steps", "50", "--data", "gas.csv"]
+    with pytest.raises(InputError, match=r"unknown key 'design\.step'; did you mean 'steps'"):
+        load_spec(CLUSTER / "design.yaml", ["design.step=1"])
+
+
 @pytest.mark.parametrize(
     ("file", "assignments", "sentence"),
     [
@@ -102,7 +113,7 @@ def test_a_mistake_is_one_sentence(file: Path, assignments: list[str], sentence:
     [
         ("kind: [", "is not YAML"),
         ("- kind", "must hold keys and values, found list"),
-        ("kind: pretrian", "kind 'pretrian' must be one of preprocess, finetune, pretrain, smoke; did you mean 'pretrain'?"),
+        ("kind: pretrian", "kind 'pretrian' must be one of preprocess, finetune, design, pretrain, smoke; did you mean 'pretrain'?"),
         ("shards: x", "kind None must be one of"),
         ("kind: pretrain\nshards: x", "out is missing; run folder"),
         ("kind: pretrain\nshards: x\nout: 3", "out 3 must be a valid string"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rdkit import Chem
 from typer.testing import CliRunner
 
 from data_shards.chem.psmiles import canonicalise
@@ -107,10 +108,53 @@ def test_equal_seeds_give_equal_proposals_and_wishes_are_kept(folder: Path, tmp_
         run(propose, *few, "--target", "tg>60", "--out", str(tmp_path / f"{name}.csv"))
         texts.append((tmp_path / f"{name}.csv").read_text())
     assert texts[0] == texts[1]
-    run(propose, *few, "--like", "*CC(*)c1ccccc1", "--without", "N,O,F", "--out", str(tmp_path / "c.csv"))
+    wishes = ["--like", "*CC(*)c1ccccc1", "--without", "N,O,F", "--keep", "*C(C)CCl", "--structures", "1", "--num-units", "3"]
+    run(propose, *few, *wishes, "--out", str(tmp_path / "c.csv"))
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert rows
-    assert not any(symbol in row["psmiles"].upper() for row in rows for symbol in "NOF")
+    for row in rows:
+        assert not any(symbol in row["psmiles"].upper().replace("CL", "") for symbol in "NOF")
+        assert Chem.MolFromSmiles(row["psmiles"]).HasSubstructMatch(Chem.MolFromSmarts("[#0,#6]C(C)CCl"))
+    assert (tmp_path / "c.sdf").read_text().count("$$$$") == 1
+
+
+def test_several_properties_at_once(tmp_path: Path) -> None:
+    """Three permeabilities in one table, one of them unknown for some polymers, whose values are then predicted."""
+    from data_shards.sources import textbook
+
+    with open(textbook().path, newline="") as file:
+        texts = [row["psmiles"] for row in csv.DictReader(file)][:24]
+    lines = [f"{text},{10 * 1.2**k:.4g},{2 * 1.2**k:.4g},{'' if k % 6 == 0 else f'{50 * 1.1**k:.4g}'}" for k, text in enumerate(texts)]
+    (tmp_path / "gas.csv").write_text("psmiles,O2,N2,CO2\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "gas"
+    run(
+        design,
+        "--task",
+        "gas",
+        "--data",
+        str(tmp_path / "gas.csv"),
+        "--workers",
+        "0",
+        "--steps",
+        "5",
+        "--no-track",
+        "--start",
+        "none",
+        "--out",
+        str(out),
+    )
+    made = load_generator(out / "generator")
+    assert [task.name for task in made.tasks] == ["o2", "n2", "co2"]
+    assert made.known.values.shape == (24, 3)
+    assert np.isfinite(made.known.values).all()
+    np.testing.assert_allclose(np.exp(made.known.values[:, 0]), [float(line.split(",")[1]) for line in lines], rtol=1e-3)
+    wanted = ["--target", "o2=100", "co2=500", "--num", "3", "--draws", "60", "--steps", "4"]
+    run(propose, "--model", str(out), *wanted, "--out", str(tmp_path / "c.csv"))
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert rows
+    assert {"o2", "o2_lower", "n2", "co2", "co2_upper"} <= rows[0].keys()
+    facts = json.loads((tmp_path / "c.json").read_text())
+    assert facts["targets"] == ["o2=100", "co2=500"]
 
 
 def test_the_report_shows_proposals(proposals: Path) -> None:
