@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    task: Annotated[str, typer.Option(help="tg, egc, egb, eea, ei, xc, eps, nc, eat, density, rg, tc or ffv")] = "tg",
+    task: Annotated[str, typer.Option(help="tg, egc, egb, eea, ei, xc, eps, nc, eat, density, rg, tc, ffv, o2, n2, co2 or ch4")] = "tg",
     data: Annotated[
         str | None, typer.Option(help="CSV, TSV or Parquet file with P-SMILES and values; by default the bundled table of tg")
     ] = None,

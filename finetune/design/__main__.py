@@ -31,6 +31,9 @@ def main(
         str | None, typer.Option(help="folder of a generator that training begins from, or none; by default the bundled one of structures")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; by default runs/design-TASK")] = None,
+    adapter: Annotated[
+        str, typer.Option(help="what of the pretrained model is trained with the property models, which guide: none, lora or full")
+    ] = "none",
     steps: Annotated[int, typer.Option(help="of training")] = 2_000,
     limit: Annotated[int | None, typer.Option(help="read at most this many rows of each table")] = None,
     seed: Annotated[int, typer.Option(help="of everything drawn")] = 0,
@@ -49,7 +52,7 @@ def main(
 
     check_numbers(steps=steps, limit=limit)
     check_seed(seed)
-    job = DesignJob(task, data, column, unlabelled, checkpoint, start, out, steps, limit, seed, workers, track)
+    job = DesignJob(task, data, column, unlabelled, checkpoint, start, out, adapter, steps, limit, seed, workers, track)
     ready = prepare(job, overwrite=overwrite, writing=not dry_run)
     if dry_run:
         show_plan(ready)

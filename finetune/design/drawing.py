@@ -18,6 +18,7 @@ from finetune.design.sample import Fixed, SampleSettings, sample
 from finetune.design.saved import Generator
 from finetune.design.train import packed
 
+BLOCK = 64  # rows compared at a time with all polymers of training, which bounds memory
 NEAR = 0.35  # deviations within which polymers of training say how large a polymer with these values is
 
 
@@ -67,16 +68,18 @@ def draw_sizes(generator: Generator, values: NDArray[np.float64], rng: np.random
     everywhere = everywhere[everywhere >= fewest]
     everywhere = everywhere if len(everywhere) else np.array([min(fewest + 4, MAX_ATOMS)])
     out = rng.choice(everywhere, len(values))
-    table = (known.values - generator.mean) / generator.deviation
-    fits = known.size >= fewest
-    if not fits.any():
+    fits = np.flatnonzero(known.size >= fewest)
+    if not len(fits):
         return out
-    for row, asked in enumerate((values - generator.mean) / generator.deviation):
-        told = np.isfinite(asked)
-        if told.any():
-            square = np.square(table[np.ix_(fits, told)] - asked[told]).sum(axis=1) / NEAR**2
-            weight = np.exp(-0.5 * (square - square.min()))
-            out[row] = rng.choice(known.size[fits], p=weight / weight.sum())
+    table = (known.values[fits] - generator.mean) / generator.deviation
+    asked = (values - generator.mean) / generator.deviation
+    told = np.flatnonzero(np.isfinite(asked).any(axis=1))
+    for start in range(0, len(told), BLOCK):
+        rows = told[start : start + BLOCK]
+        square = np.nansum(np.square(asked[rows, None] - table), axis=2) / NEAR**2
+        total = np.exp(-0.5 * (square - square.min(axis=1, keepdims=True))).cumsum(axis=1)
+        at = rng.random((len(rows), 1)) * total[:, -1:]
+        out[rows] = known.size[fits[np.minimum((at >= total).sum(axis=1), len(fits) - 1)]]
     return out
 
 

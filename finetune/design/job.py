@@ -26,6 +26,7 @@ from foundation.errors import InputError
 
 GENERATOR, PROPERTY, INPUTS, PLAN, REFUSED = "generator", "property", "inputs.npz", "design.json", "refused.csv"
 SMALL_TABLE = 1_000  # polymers below which starting Ray costs more than it saves
+ADAPTERS = ("none", "lora", "full")
 FEWEST = 20  # graphs that a generator is worth anything on
 
 
@@ -40,6 +41,7 @@ class DesignJob:
     checkpoint: str
     start: str | None
     out: Path | None
+    adapter: str
     steps: int
     limit: int | None
     seed: int
@@ -75,6 +77,8 @@ def prepare(job: DesignJob, *, overwrite: bool, writing: bool) -> Ready:
         InputError: bad input.
     """
     tasks = properties_of(job.task)
+    if job.adapter not in ADAPTERS:
+        raise InputError(f"--adapter {job.adapter!r} must be one of {', '.join(ADAPTERS)}; change it")
     out = job.out or Path("runs") / f"design-{job.task}"
     _check_out(out, overwrite)
     if not tasks and job.data is None:
@@ -181,9 +185,10 @@ def _property_model(ready: Ready, task: Task) -> Any:
     if not (folder / property_job.RESULTS).is_file():
         heads = tuple(name for name in HEADS if name != "trees" or installed())
         column = job.column if len(ready.tasks) == 1 else None
+        settings = Settings(heads, job.adapter)
         asked = property_job.Job(
             task=task.name, data=job.data, column=column, teacher=(), siblings=False, checkpoint=job.checkpoint, out=folder,
-            settings=Settings(heads), split="folds", baseline=False, limit=job.limit, seed=job.seed, workers=job.workers, track=False,
+            settings=settings, split="folds", baseline=False, limit=job.limit, seed=job.seed, workers=job.workers, track=False,
         )  # fmt: skip
         property_job.work(property_job.prepare(asked, overwrite=False, writing=True))
     return load_predictor(folder / MODEL)

@@ -1,9 +1,9 @@
 """What a clean graph is, said of a noisy one: a transformer over atoms whose attention knows the pairs, and pairs that know their atoms.
 
 Pairs also multiply along paths of two, which is what rings are counted by (Maron et al., Provably powerful graph networks, arXiv
-1905.11136). Atoms come in the order of a SMILES, and the network is told their places: without them it has to choose among all atoms of a
-class by chance, and learned rings ten times slower. Conditions enter by adaptive normalisation that begins as the identity (Peebles, Xie,
-DiT, arXiv 2212.09748); random walks on the noisy graph tell rings apart (Dwivedi et al., arXiv 2110.07875).
+1905.11136). Atoms come in the order of a SMILES, and the network is told their places: without them it would have to choose among all
+atoms of a class by chance. Conditions enter by adaptive normalisation that begins as the identity (Peebles, Xie, DiT, arXiv 2212.09748);
+random walks on the noisy graph tell rings apart (Dwivedi et al., arXiv 2110.07875).
 """
 
 from __future__ import annotations

@@ -96,7 +96,6 @@ class Candidates:
 
     Attributes:
         psmiles, groups: of each.
-        times: (K,) how often each was drawn.
         new: (K,) bool, not among the polymers of training.
         said: predictions; None where there are no property models.
         miss: (K,) how far from the targets, in deviations.
@@ -106,7 +105,6 @@ class Candidates:
 
     psmiles: tuple[str, ...]
     groups: tuple[str, ...]
-    times: NDArray[np.int64]
     new: NDArray[np.bool_]
     said: Said | None
     miss: NDArray[np.float64]
@@ -187,7 +185,6 @@ def candidates(asked: Asked, outcomes: Sequence[Outcome], groups: Sequence[str],
             first.setdefault(name, k)
     names = tuple(first)
     texts = tuple(str(outcomes[k].psmiles) for k in first.values())
-    times = np.array([groups.count(name) for name in names])
     new = np.array([name not in asked.generator.seen for name in names])
     accessibility = synthetic_accessibility(texts)
     said = None if asked.guide is None else asked.guide.say(texts, bars)
@@ -205,7 +202,7 @@ def candidates(asked: Asked, outcomes: Sequence[Outcome], groups: Sequence[str],
     cost = miss + SYNTHESIS * np.maximum(accessibility - EASY, 0.0) + np.where(new, 0.0, 1.0)
     usable = np.flatnonzero(kept & np.isfinite(cost))
     order = usable[rank(cost[usable], counts[usable], atoms[usable], asked.request.num)]
-    return Candidates(texts, names, times, new, said, miss, accessibility, tuple(order.tolist()))
+    return Candidates(texts, names, new, said, miss, accessibility, tuple(order.tolist()))
 
 
 def _columns(asked: Asked) -> list[str]:

@@ -195,6 +195,25 @@ def _counted(function: Any, called: list[str]) -> Any:
     return counted
 
 
+@pytest.mark.slow
+def test_adapted_encoders_guide(tmp_path: Path) -> None:
+    """LoRA adapters of the property model are read with it, and change what is said."""
+    from data_shards.progress import Silent
+    from finetune.design.guide import Guide
+
+    out = tmp_path / "tg"
+    run(design, *SMALL, "--adapter", "lora", "--out", str(out))
+    guide = Guide([out / "property" / "tg"])
+    settings = guide.ready[0].saved.predictor.settings
+    assert settings.adapter == "lora"
+    said = guide.say(["*CC(*)c1ccccc1", "*CCO*", "nonsense"], Silent())
+    assert said.kept.tolist() == [True, True, False]
+    assert np.isfinite(said.value[:2]).all()
+    assert np.isnan(said.value[2]).all()
+    done = run(propose, "--model", str(out), "--num", "2", "--draws", "40", "--steps", "4", "--out", str(tmp_path / "c.csv"))
+    assert "candidates:" in done
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -202,6 +221,7 @@ def _counted(function: Any, called: list[str]) -> Any:
         (["--task", "gas"], "--data"),
         (["--task", "structures"], "--data"),
         (["--task", "tg", "--steps", "0"], "steps 0"),
+        (["--task", "tg", "--adapter", "some"], "--adapter 'some'"),
         (["--task", "tg", "--data", "nowhere.csv"], "nowhere.csv"),
         (["--task", "tg", "--start", "nowhere"], "nowhere"),
     ],
