@@ -38,6 +38,7 @@ CONTRACT = {
     ),
     "finetune.predict": ("--model", "--psmiles", "--input", "--out", "--limit", "--dry-run", "--overwrite"),
     "finetune.design": ("--task", "--data", "--checkpoint", "--out", "--limit", "--dry-run", "--overwrite"),
+    "finetune.design.release": ("--model", "--out", "--dry-run", "--overwrite"),
     "finetune.propose": ("--model", "--target", "--num", "--out", "--keep", "--dry-run", "--overwrite"),
     "cluster.launch": ("--dry-run",),
 }

@@ -258,3 +258,46 @@ def test_other_bad_input_of_propose(folder: Path, proposals: Path, tmp_path: Pat
         run(propose, "--model", str(folder), "--out", str(tmp_path / "x.txt"))
     with pytest.raises(InputError, match="exists"):
         run(propose, "--model", str(folder), "--out", str(proposals))
+
+
+def test_a_generator_of_structures_is_released_and_begun_from(tmp_path: Path) -> None:
+    """Without polymers and values; another task begins from its weights."""
+    from finetune.design.release import app as release
+    from finetune.design.saved import load_generator
+
+    table = tmp_path / "polymers.csv"
+    table.write_text("psmiles\n" + "\n".join("*CC(*)[Si](C)(C)" + k * "C" for k in range(1, 30)) + "\n")
+    model, out = tmp_path / "structures", tmp_path / "released"
+    run(
+        design,
+        "--task",
+        "structures",
+        "--data",
+        str(table),
+        "--steps",
+        "8",
+        "--workers",
+        "0",
+        "--no-track",
+        "--start",
+        "none",
+        "--out",
+        str(model),
+    )
+    run(release, "--model", str(model), "--out", str(out), "--draws", "40", "--dry-run")
+    assert not out.exists()
+    run(release, "--model", str(model), "--out", str(out), "--draws", "40")
+    made = load_generator(out)
+    assert (made.tasks, made.known.psmiles, len(made.seen)) == ((), (), 29)
+    assert (out / "polymers.csv").read_text().count("\n") == 1
+    assert "Trained on 29 polymers for 8 steps" in (out / "card.md").read_text()
+    other = tmp_path / "tg"
+    start = [word for word in SMALL if word not in ("--start", "none")]
+    run(design, *start, "--start", str(out), "--steps", "1", "--out", str(other))
+    begun = load_generator(other / "generator")
+    assert begun.seen > made.seen
+    assert (begun.prior.pairs == made.prior.pairs).all()
+    with pytest.raises(InputError, match="knows tg"):
+        run(release, "--model", str(other), "--out", str(tmp_path / "x"))
+    with pytest.raises(InputError, match="exists"):
+        run(release, "--model", str(model), "--out", str(out))
