@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,7 +23,9 @@ from finetune.saved import CONFIG, Saved, load_predictor
 from foundation.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
+    from data_shards.schema import UnitTopology
     from finetune.fingerprints import Neighbours
+    from finetune.predictor import Encoder
 
 CHUNK = 256  # polymers that a process predicts at a time
 FEW = 512  # polymers below which starting Ray costs more than it saves
@@ -81,11 +83,20 @@ class Ready:
             self.tuned, _ = load_model(checkpoint or self.saved.checkpoint)
             adapted(self.tuned, settings)
 
+    def encoder(self, units: Sequence[UnitTopology]) -> Encoder | None:
+        """The pretrained model with the trained adapters, reading these polymers; None where it was not adapted."""
+        if self.saved.predictor.settings.adapter == "none":
+            return None
+        import torch
+
+        from finetune.predictor import Encoder
+
+        return Encoder(self.tuned, units, torch.device("cpu"))
+
     def rows(self, written: list[str], neighbours: int = 1) -> list[dict[str, Any]]:
         """A row of COLUMNS for each P-SMILES."""
         import torch
 
-        from finetune.predictor import Encoder
         from foundation.sampling.run import BATCH_ATOMS
 
         saved, device = self.saved, torch.device("cpu")
@@ -96,10 +107,7 @@ class Ready:
             made[refused.index]["reason"] = refused.reason
         if not len(polymers):
             return made
-        encoder = None
-        if saved.predictor.settings.adapter != "none":
-            encoder = Encoder(self.tuned, polymers.features.units, device)
-        found = saved.predictor.predict(polymers, np.arange(len(polymers)), encoder)
+        found = saved.predictor.predict(polymers, np.arange(len(polymers)), self.encoder(polymers.features.units))
         assert saved.half is not None
         low, high = found.value - saved.half * found.spread, found.value + saved.half * found.spread
         value, lower, upper = (saved.task.backward(part) for part in (found.value, low, high))

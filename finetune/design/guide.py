@@ -87,7 +87,7 @@ class Guide:
         columns, inside, nearest = [], [], []
         for ready in self.ready:
             saved = ready.saved
-            found = saved.predictor.predict(polymers, every, self._encoder(ready, polymers))
+            found = saved.predictor.predict(polymers, every, ready.encoder(own.units))
             half = saved.half or np.inf
             columns.append(np.stack([found.value, found.value - half * found.spread, found.value + half * found.spread]))
             order, similarity = ready.near.nearest(own.counts, own.atoms, 1)
@@ -109,16 +109,6 @@ class Guide:
             counts=spread_out(own.counts, 0),
             atoms=spread_out(own.atoms, 1),
         )
-
-    def _encoder(self, ready: Any, polymers: Polymers) -> Any:
-        """The pretrained model with the adapters of a property model, where it has any."""
-        if ready.saved.predictor.settings.adapter == "none":
-            return None
-        import torch
-
-        from finetune.predictor import Encoder
-
-        return Encoder(ready.tuned, polymers.features.units, torch.device("cpu"))
 
 
 def misses(

@@ -176,9 +176,8 @@ def _workers(job: DesignJob, number: int) -> int:
 def _property_model(ready: Ready, task: Task) -> Any:
     """The fitted model of a property, with intervals; made by finetune.property where it is not there yet."""
     from finetune import job as property_job
-    from finetune.pieces import MODEL
+    from finetune import stream
     from finetune.predictor import HEADS, Settings
-    from finetune.saved import load_predictor
     from finetune.trees import installed
 
     job, folder = ready.job, ready.out / PROPERTY / task.name
@@ -191,7 +190,7 @@ def _property_model(ready: Ready, task: Task) -> Any:
             settings=settings, split="folds", baseline=False, limit=job.limit, seed=job.seed, workers=job.workers, track=False,
         )  # fmt: skip
         property_job.work(property_job.prepare(asked, overwrite=False, writing=True))
-    return load_predictor(folder / MODEL)
+    return stream.Ready(folder)
 
 
 def _groups(psmiles: tuple[str, ...], bars: Progress) -> list[str]:
@@ -243,7 +242,7 @@ def _material(ready: Ready, models: list[Any], named: dict[str, str], read: Read
             values[[row for row, _ in there], column] = learned[[k for _, k in there]]
         labelled = [bool(np.isfinite(row).any()) for row in values]
         with bars.stage("values", len(names)) as stage:
-            values = predicted_values(models, polymers, values)
+            values = predicted_values(models, polymers, [named[name] for name in names], values)
             stage.advance(len(names))
         projection = project(polymers.embedding, job.checkpoint, weights)
         references = projection(polymers.embedding)

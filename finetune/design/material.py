@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.chem.repeat_unit import unit_graph
 from data_shards.crew import Crash, crew
 from data_shards.progress import Progress
 from finetune.design.graphs import Graph, read_graphs
 from finetune.design.saved import Known, Projection
 from finetune.design.train import Material
 from finetune.polymers import Polymers
-from finetune.saved import Saved
+
+if TYPE_CHECKING:
+    from finetune.stream import Ready
 
 LIKE = 8  # polymers that may stand as a reference of each
 WIDTH = 64  # principal components of an embedding
@@ -69,12 +72,15 @@ def _read(chunk: tuple[int, list[str]]) -> tuple[list[Graph], list[Graph], list[
     return graphs, turned, kept, refused
 
 
-def predicted_values(models: Sequence[Saved], polymers: Polymers, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+def predicted_values(
+    models: Sequence[Ready], polymers: Polymers, psmiles: Sequence[str], labels: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """(K, P) learned values: those of the tables where there are any, else what property models say.
 
     Args:
         models: of each property.
         polymers: K of them.
+        psmiles: of each, which adapted encoders read.
         labels: (K, P) learned values of tables, NaN where there are none.
     """
     out = labels.copy()
@@ -82,7 +88,8 @@ def predicted_values(models: Sequence[Saved], polymers: Polymers, labels: NDArra
         rows = np.flatnonzero(np.isnan(out[:, column]))
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
-            out[part, column] = model.predictor.predict(polymers, part).value
+            encoder = model.encoder([unit_graph(psmiles[k]) for k in part])
+            out[part, column] = model.saved.predictor.predict(polymers, part, encoder).value
     return out
 
 
