@@ -28,7 +28,10 @@ def main(
         str, typer.Option(help="pretrained model of property models and references: run folder, checkpoint folder, address, or small")
     ] = "small",
     start: Annotated[
-        str | None, typer.Option(help="folder of a generator that training begins from, or none; by default the bundled one of structures")
+        str | None,
+        typer.Option(
+            help="folder of a generator that training begins from, or none; by default the bundled one of structures, where there is one"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; by default runs/design-TASK")] = None,
     adapter: Annotated[

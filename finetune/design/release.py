@@ -29,7 +29,8 @@ def main(
 ) -> None:
     """Weights in bf16, names of the polymers seen, and a card with what was drawn. No polymer of the training data is written.
 
-    finetune.design begins from --out by --start; finetune/weights/structures is what it begins from by default. Exit 0 done, 2 bad input.
+    finetune.design begins from --out by --start; by default it begins from finetune/weights/structures, where that is there. Exit 0 done,
+    2 bad input.
     """
     from dataclasses import replace
 
