@@ -17,7 +17,7 @@ from rdkit import Chem
 from torch import Tensor, nn
 
 from data_shards.chem.psmiles import atoms_of, canonicalise, parse
-from finetune.design.train import Log, TrainSettings, rate
+from finetune.design.train import Descent, Log, TrainSettings
 from foundation.encoders.sequence import VOCABULARY, tokenise
 from foundation.nn.embedding import FourierFeatures
 
@@ -99,9 +99,8 @@ def train_language(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LanguageModel(config)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    descent = Descent(model, settings)
     rng = np.random.default_rng([seed, 5])
-    averaged = {name: own.detach().clone() for name, own in model.named_parameters()}
     for step in range(settings.steps):
         chosen = rng.choice(len(strings), batch, p=chance)
         longest = max(len(strings[k]) for k in chosen) + 1
@@ -112,21 +111,10 @@ def train_language(
         logits = model(tokens[:, :-1], torch.from_numpy(told))
         inside = torch.cat([torch.ones(batch, 1, dtype=torch.bool), tokens[:, 1:-1] != END], 1)  # up to the token that ends the string
         loss = nn.functional.cross_entropy(logits[inside], tokens[:, 1:][inside])
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * rate(step, settings)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        decay = min(settings.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                averaged[name].lerp_(parameter, 1 - decay)
+        descent.step(loss, step)
         if tell is not None:
             tell(step + 1, {"design/loss": loss.item()})
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(averaged[name])
+    descent.settle()
     return model.eval()
 
 

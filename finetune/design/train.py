@@ -3,7 +3,6 @@ state that was written; the order of polymers, noise and dropped conditions are 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,6 @@ from finetune.design.network import Asked, Denoiser
 from finetune.design.process import STEPS, Prior, noised
 from foundation.errors import InputError
 from foundation.train import snapshot
-
-log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"
 Log = Callable[[int, dict[str, float]], None]
@@ -147,9 +144,8 @@ def train(
     Raises:
         InputError: a loss that is not finite, or a state of other settings.
     """
-    optimiser = torch.optim.AdamW(denoiser.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    averaged = {name: own.detach().clone() for name, own in denoiser.named_parameters()}
-    step = _restore(folder, denoiser, averaged, optimiser)
+    descent = Descent(denoiser, settings)
+    step = _restore(folder, denoiser, descent.averaged, descent.optimiser)
     denoiser.train()
     for number, rows in _from(step, material, settings, seed):
         rng = np.random.default_rng([seed, 2, number])
@@ -161,24 +157,46 @@ def train(
         loss = (atoms + pairs).mean()
         if not math.isfinite(loss.item()):
             raise InputError(f"the loss is {loss.item()} at step {number}; lower lr {settings.lr:g}")
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * rate(number, settings)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimiser.step()
-        decay = min(settings.ema, (1 + number) / (10 + number))
-        with torch.no_grad():
-            for name, parameter in denoiser.named_parameters():
-                averaged[name].lerp_(parameter, 1 - decay)
+        descent.step(loss, number)
         if tell is not None:
             tell(number + 1, {"design/loss": loss.item(), "design/atoms": atoms.mean().item(), "design/pairs": pairs.mean().item()})
         if folder is not None and ((number + 1) % settings.every == 0 or number + 1 == settings.steps):
-            _keep(folder, number + 1, denoiser, averaged, optimiser)
-    with torch.no_grad():
-        for name, parameter in denoiser.named_parameters():
-            parameter.copy_(averaged[name])
+            _keep(folder, number + 1, denoiser, descent.averaged, descent.optimiser)
+    descent.settle()
     return denoiser.eval()
+
+
+class Descent:
+    """AdamW with the learning rate of each step, gradients cut at length 1, and averaged weights beside.
+
+    Args:
+        model: trained in place.
+        settings: how.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+        self.model, self.settings = model, settings
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        self.averaged = {name: own.detach().clone() for name, own in model.named_parameters()}
+
+    def step(self, loss: Tensor, number: int) -> None:
+        """One update by a loss; the first has the number 0."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.lr * rate(number, self.settings)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        decay = min(self.settings.ema, (1 + number) / (10 + number))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                self.averaged[name].lerp_(parameter, 1 - decay)
+
+    def settle(self) -> None:
+        """Give the model its averaged weights."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self.averaged[name])
 
 
 def rate(step: int, settings: TrainSettings) -> float:
@@ -237,4 +255,4 @@ def _restore(folder: Path | None, denoiser: Denoiser, averaged: dict[str, Tensor
     return int(content["step"])
 
 
-__all__ = ["STATE", "Material", "TrainSettings", "losses", "order_of", "packed", "rate", "step_of", "told", "train"]
+__all__ = ["STATE", "Descent", "Material", "TrainSettings", "losses", "order_of", "packed", "rate", "step_of", "told", "train"]

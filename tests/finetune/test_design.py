@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from rdkit import Chem
-from typer.testing import CliRunner
 
 from data_shards.chem.psmiles import canonicalise
 from data_shards.errors import InputError
@@ -19,17 +18,9 @@ from finetune.design import job as design_job
 from finetune.design.__main__ import app as design
 from finetune.design.saved import load_generator
 from finetune.propose import app as propose
+from tests.finetune.test_property import run
 
 SMALL = ["--task", "tg", "--workers", "0", "--limit", "40", "--steps", "12", "--no-track", "--start", "none"]
-
-
-def run(app: Any, *arguments: str) -> str:
-    """What a command prints; its error is raised."""
-    done = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.fixture(scope="module")
