@@ -49,9 +49,10 @@ DEMO_LIMIT ?= 120
 DEMO_UNITS ?= 20
 DEMO_STEPS ?= 240
 DEMO_POLYMERS ?= 266
+DEMO_DESIGN_STEPS ?= 150
 STRUCTURES := $(DEMO)/polystyrene-100.sdf $(DEMO)/polylactide-50.sdf $(DEMO)/pmma-50.sdf
 
-demo: $(DEMO)/report.html  ## bundled polymers > shards > pretraining > conformations > evaluation > Tg > runs/demo/report.html
+demo: $(DEMO)/report.html  ## bundled polymers > shards > pretraining > conformations > evaluation > Tg > proposals > runs/demo/report.html
 	@echo "done: shards, checkpoint, metrics.jsonl, structures and evaluation lie in $(DEMO); open $(DEMO)/report.html; 'make clean' removes them"
 
 $(DEMO)/shards/manifest.json: | $(STAMP)
@@ -74,7 +75,13 @@ $(DEMO)/eval/results.json: $(DEMO)/.trained
 $(DEMO)/property/results.json: $(DEMO)/.trained
 	$(PY) -m finetune.property --task tg --checkpoint $(DEMO)/model --out $(@D) --limit $(DEMO_POLYMERS) --members 2 --workers 0 --overwrite
 
-$(DEMO)/report.html: $(DEMO)/eval/results.json $(STRUCTURES) $(DEMO)/property/results.json
+$(DEMO)/designer/generator/config.json: $(DEMO)/property/results.json
+	$(PY) -m finetune.design --task tg --checkpoint $(DEMO)/model --fitted $(DEMO)/property --out $(DEMO)/designer --limit $(DEMO_POLYMERS) --steps $(DEMO_DESIGN_STEPS) --workers 0
+
+$(DEMO)/design/candidates.csv: $(DEMO)/designer/generator/config.json
+	$(PY) -m finetune.propose --model $(DEMO)/designer --target tg=100 --num 10 --out $@ --overwrite
+
+$(DEMO)/report.html: $(DEMO)/eval/results.json $(STRUCTURES) $(DEMO)/property/results.json $(DEMO)/design/candidates.csv
 	$(PY) -m foundation.report $(DEMO) --overwrite
 
 test: $(STAMP)  ## the default suite: CPU, no network; PROCESSES=2 at once (tests/conftest.py: which tests share one)

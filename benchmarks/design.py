@@ -4,7 +4,9 @@
     python -m benchmarks.design ../shared/data/design/o2_n2_co2.csv --unlabelled runs/design-corpus.csv
 
 Folds 0 to 2 of the table are the generator's; 3 and 4 are the oracle's, and their values are the targets. Every method is asked for the
-same targets as often. What is no polymer stays in every denominator but those of errors, which cannot be had of it.
+same targets as often. What is no polymer stays in every denominator but those of errors, which cannot be had of it. Synthetic complexity
+(SCScore; Coley et al., J. Chem. Inf. Model. 58, 252 (2018)) is what a model says that learned the table's column SC. benchmarks.design_page
+writes the page.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ from data_shards.console import run
 from data_shards.progress import progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "design.json"
 OURS_FOLDS, ORACLE_FOLDS = ("0", "1", "2"), ("3", "4")
 TASK = "gas"
 Texts = list[str | None]
+# strings or None; reasons; share of all draws that are polymers where every atom and bond is drawn by itself; and as they are drawn, where
+# the strings are chosen among them
+Made = tuple[Texts, list[str], float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Bench:
         wanted: (M, P) learned values asked for, one row a draw.
         target: (M,) which target each row belongs to.
         leaky: (M,) P-SMILES of the polymer whose values these are.
+        complexity: folder of finetune.property for synthetic complexity.
         seed: of everything drawn.
     """
 
@@ -52,6 +58,7 @@ class Bench:
     wanted: NDArray[np.float64]
     target: NDArray[np.int64]
     leaky: list[str]
+    complexity: Path
     seed: int
 
 
@@ -60,36 +67,53 @@ def main(
     table: Path,
     unlabelled: Annotated[Path, typer.Option(help="polymers of benchmarks.design_corpus")],
     runs: Annotated[Path, typer.Option(help="where runs are kept; what is there is not made again")] = Path("runs/design-bench"),
-    steps: Annotated[int, typer.Option(help="of training of the generator and of the language model")] = 2_000,
+    steps: Annotated[int, typer.Option(help="of training of the generator")] = 2_000,
+    language_steps: Annotated[int, typer.Option(help="of training of the language model")] = 6_000,
     targets: Annotated[int, typer.Option(help="property vectors asked for")] = 60,
     each: Annotated[int, typer.Option(help="polymers of each method for each")] = 10,
     draws: Annotated[int, typer.Option(help="draws for each proposal where the property models choose")] = 4,
     options: Annotated[str, typer.Option(help="further options of finetune.design, separated by spaces")] = "",
-    out: Annotated[Path, typer.Option(help="where design.json is written")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="numbers; other parts of the file stay")] = RESULTS,
     seed: Annotated[int, typer.Option(help="of everything drawn")] = 0,
 ) -> None:
     """Train, draw, judge, write."""
-    ours, theirs = (_part(table, runs / name, folds) for name, folds in (("ours.csv", OURS_FOLDS), ("oracle.csv", ORACLE_FOLDS)))
-    source = ["--task", TASK, "--data", str(ours), "--unlabelled", str(unlabelled), "--steps", str(steps), *options.split()]
-    _once(runs / TASK / "generator" / "config.json", "finetune.design", *source, "--out", str(runs / TASK), "--no-track")
     from finetune.design.goals import properties_of
 
     tasks = properties_of(TASK)
-    oracle = [runs / "oracle" / task.name for task in tasks]
-    for task, folder in zip(tasks, oracle, strict=True):
-        _once(folder / "results.json", "finetune.property", "--task", task.name, "--data", str(theirs), "--out", str(folder), "--no-track")
-    bench = _bench(runs / TASK, oracle, theirs, tasks, targets, each, seed)
-    file = out / "design.json"
-    made: dict[str, Any] = {"setting": {"commit": commit(), "processor": processor(), "steps": steps, "targets": targets, "each": each}}
-    made["oracle"] = _oracle_error(bench, ours, tasks)
-    made["methods"] = {}
-    for name, method in methods(bench, draws, steps).items():
+    ours, theirs, oracle = prepare(table, runs, [task.name for task in tasks])
+    source = ["--task", TASK, "--data", str(ours), "--unlabelled", str(unlabelled), "--steps", str(steps), *options.split()]
+    once(runs / TASK / "generator" / "config.json", "finetune.design", *source, "--out", str(runs / TASK), "--no-track")
+    complexity = runs / "complexity"
+    asked = ["--task", "own", "--column", "SC", "--data", str(table), "--no-baseline", "--no-track", "--out", str(complexity)]
+    once(complexity / "results.json", "finetune.property", *asked)
+    bench = _bench(runs / TASK, oracle, theirs, tasks, targets, each, complexity, seed)
+    made: dict[str, Any] = {"commit": commit(), "processor": processor(), "steps": steps, "language_steps": language_steps}
+    made |= {"targets": targets, "each": each, "oracle": _oracle_error(bench, ours, tasks), "methods": {}}
+    made["complexity error"] = json.loads((complexity / "results.json").read_text())["scores"]["ours"]["rmse"]["mean"]
+    for name, method in methods(bench, draws, language_steps).items():
         began = time.perf_counter()
-        texts, reasons = method()
+        texts, reasons, alone, valid = method()
         seconds = time.perf_counter() - began
-        made["methods"][name] = {**_judged(bench, tasks, texts, reasons), "seconds": seconds}
+        found = {**_judged(bench, tasks, texts, reasons), "valid atom by atom": alone, "seconds": seconds}
+        made["methods"][name] = found if valid is None else {**found, "valid": valid}
         print(name, json.dumps(made["methods"][name]))
-        file.write_text(json.dumps(made, indent=1) + "\n")
+        store(out, TASK, made)
+
+
+def store(file: Path, name: str, made: dict[str, Any]) -> None:
+    """Put one part of the numbers into their file."""
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**found, name: made}, indent=1) + "\n")
+
+
+def prepare(table: Path, runs: Path, tasks: list[str]) -> tuple[Path, Path, list[Path]]:
+    """The generator's part of a table, the oracle's, and a fitted oracle for each property."""
+    ours, theirs = (_part(table, runs / name, folds) for name, folds in (("ours.csv", OURS_FOLDS), ("oracle.csv", ORACLE_FOLDS)))
+    oracle = [runs / "oracle" / name for name in tasks]
+    for name, folder in zip(tasks, oracle, strict=True):
+        asked = ["--task", name, "--data", str(theirs), "--out", str(folder), "--no-baseline", "--no-track"]
+        once(folder / "results.json", "finetune.property", *asked)
+    return ours, theirs, oracle
 
 
 def _part(table: Path, out: Path, folds: tuple[str, ...]) -> Path:
@@ -104,44 +128,52 @@ def _part(table: Path, out: Path, folds: tuple[str, ...]) -> Path:
     return out
 
 
-def _once(done: Path, *command: str) -> None:
+def once(done: Path, *command: str) -> None:
+    """Run a command whose result is not there yet."""
     if not done.is_file():
         subprocess.run([sys.executable, "-m", *command], check=True)
 
 
-def _bench(model: Path, oracle: list[Path], theirs: Path, tasks: Any, targets: int, each: int, seed: int) -> Bench:
+def _bench(model: Path, oracle: list[Path], theirs: Path, tasks: Any, targets: int, each: int, complexity: Path, seed: int) -> Bench:
     """Targets: the values of polymers that the generator never saw, drawn among those that have all."""
     with theirs.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row[task.name.upper()] for task in tasks)]
     chosen = np.random.default_rng([seed, 6]).choice(len(rows), min(targets, len(rows)), replace=False)
     values = np.array([[task.forward(np.array([float(rows[k][task.name.upper()])]))[0] for task in tasks] for k in chosen])
     target = np.repeat(np.arange(len(chosen)), each)
-    return Bench(model, oracle, values[target], target, [rows[chosen[k]]["psmiles"] for k in target], seed)
+    return Bench(model, oracle, values[target], target, [rows[chosen[k]]["psmiles"] for k in target], complexity, seed)
 
 
-def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], tuple[Texts, list[str]]]]:
-    """(strings or None, reasons) of M polymers by each method."""
+def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made]]:
+    """M polymers by each method."""
     from finetune.design.saved import load_generator
 
     made = load_generator(bench.model / "generator")
 
-    def drawn(reference: str | None, guidance: float = 2.0, times: int = 1) -> tuple[Texts, list[str]]:
+    def drawn(reference: str | None, guidance: float = 2.0, times: int = 1) -> Made:
         from finetune.design.drawing import Wishes, draw_polymers
         from finetune.design.sample import SampleSettings
 
         wanted = np.repeat(bench.wanted, times, axis=0)
         vectors = _references(bench, made, reference, times)
         outcomes = draw_polymers(made, Wishes(wanted, vectors), SampleSettings(guidance=guidance), bench.seed, progress())
-        return [own.psmiles for own in outcomes], [own.reason for own in outcomes]
+        alone = sum(own.plain for own in outcomes) / len(outcomes)
+        return [own.psmiles for own in outcomes], [own.reason for own in outcomes], alone, None
 
     return {
         "properties only": lambda: drawn(None),
         "properties only, guidance 1": lambda: drawn(None, 1.0),
         "properties and a reference of training": lambda: drawn("training"),
         "leaky: the target's own embedding": lambda: drawn("target"),
-        "properties only, chosen by the property models": lambda: _chosen(bench, made, draws, drawn),
+        "properties only, chosen by the property models": lambda: _chosen(bench, made, draws, lambda times: drawn(None, times=times)),
+        "reference of training, chosen by the property models": lambda: _chosen(
+            bench, made, draws, lambda times: drawn("training", times=times)
+        ),
         "nearest of training": lambda: _nearest(bench, made),
         "language model": lambda: _language(bench, made, steps),
+        "language model, chosen by the property models": lambda: _chosen(
+            bench, made, draws, lambda times: _language(bench, made, steps, times)
+        ),
         "genetic search": lambda: _genetic(bench, made, draws),
     }
 
@@ -167,64 +199,108 @@ def _near(bench: Bench, made: Any, number: int) -> NDArray[np.int64]:
 
 
 def _guide(bench: Bench, made: Any) -> Any:
+    return _guide_of([bench.model / "property" / task.name for task in made.tasks])
+
+
+def _guide_of(folders: list[Path]) -> Any:
     from finetune.design.guide import Guide
 
-    return Guide([bench.model / "property" / task.name for task in made.tasks])
+    return Guide(folders)
 
 
-def _chosen(bench: Bench, made: Any, draws: int, drawn: Callable[..., tuple[Texts, list[str]]]) -> tuple[Texts, list[str]]:
+def _costs(bench: Bench, made: Any, texts: list[str], bars: Any) -> Callable[[NDArray[np.float64]], dict[str, float]]:
+    """How far polymers are expected to miss a target, as finetune.propose has it; infinite where there is no prediction."""
+    from finetune.design.goals import Target
+    from finetune.design.guide import misses
+
+    said = _guide(bench, made).say(texts, bars)
+
+    def of(wanted: NDArray[np.float64]) -> dict[str, float]:
+        values = [float(task.backward(np.array([value]))[0]) for task, value in zip(made.tasks, wanted, strict=True)]
+        targets = [Target(task, value, value) for task, value in zip(made.tasks, values, strict=True)]
+        cost = np.nan_to_num(misses(targets, said, range(len(targets)), made.deviation), nan=np.inf)
+        return dict(zip(texts, cost.tolist(), strict=True))
+
+    return of
+
+
+def _chosen(bench: Bench, made: Any, draws: int, drawn: Callable[[int], Made]) -> Made:
     """The best of several draws by what the property models say; distinct within a target."""
-    texts, reasons = drawn(None, times=draws)
-    own = [text for text in dict.fromkeys(texts) if text]
-    value = dict(zip(own, _guide(bench, made).say(own, progress()).value, strict=True))
+    texts, reasons, alone, _ = drawn(draws)
+    cost_of = _costs(bench, made, [text for text in dict.fromkeys(texts) if text], progress())
     out: Texts = []
     why = []
     for target in np.unique(bench.target):
         rows = np.flatnonzero(np.repeat(bench.target, draws) == target)
-        wanted = bench.wanted[bench.target == target][0]
-        here = {texts[k] for k in rows if texts[k]}
-        cost = {text: float(np.square((value[text] - wanted) / made.deviation).sum()) for text in here}
+        cost = cost_of(bench.wanted[bench.target == target][0])
+        here = {text for k in rows if (text := texts[k])}
         best = sorted((text for text in here if np.isfinite(cost[text])), key=lambda text: (cost[text], text))
         number = int((bench.target == target).sum())
         lost = [reasons[k] for k in rows if reasons[k]] or ["fewer polymers than asked for"]
         out += [*best[:number], *[None] * (number - len(best))]
         why += [""] * min(number, len(best)) + [lost[0]] * max(number - len(best), 0)
-    return out, why
+    return out, why, alone, sum(bool(text) for text in texts) / len(texts)
 
 
-def _nearest(bench: Bench, made: Any) -> tuple[Texts, list[str]]:
+def _nearest(bench: Bench, made: Any) -> Made:
     """Polymers of training, those with the nearest values; a target's k-th polymer is the k-th nearest."""
     each = int(np.bincount(bench.target)[0])
     near = _near(bench, made, each)
     texts: Texts = [made.known.psmiles[near[row, row % each]] for row in range(len(near))]
-    return texts, [""] * len(texts)
+    return texts, [""] * len(texts), None, None
 
 
-def _language(bench: Bench, made: Any, steps: int) -> tuple[Texts, list[str]]:
-    """A language model trained on the same polymers with the same values, as many steps."""
+def _language(bench: Bench, made: Any, steps: int, times: int = 1) -> Made:
+    """A language model trained on the same polymers with the same values; its strings as polymers, or the reasons why they are none."""
     import torch
 
-    from finetune.design.language import LanguageConfig, speak, train_language
-    from finetune.design.train import TrainSettings
+    from data_shards.chem.psmiles import canonicalise
+    from data_shards.errors import PolymerError
+    from finetune.design.language import speak
 
-    known = made.known
+    model = _trained(bench, made, steps)
+    wanted = np.repeat(bench.wanted, times, axis=0)
+    asked = torch.from_numpy(((wanted - made.mean) / made.deviation).astype(np.float32))
+    texts: Texts = []
+    reasons = []
+    for spoken in speak(model, asked, 2.0, torch.Generator().manual_seed(bench.seed)):
+        try:
+            texts.append(canonicalise(spoken).plain)
+            reasons.append("")
+        except PolymerError as error:
+            texts.append(None)
+            reasons.append(error.reason)
+    return texts, reasons, None, None
+
+
+def _trained(bench: Bench, made: Any, steps: int) -> Any:
+    """The language model, trained once."""
+    from finetune.design.language import LanguageConfig, LanguageModel, train_language
+    from finetune.design.train import TrainSettings
+    from foundation.train import snapshot
+
+    known, config, file = made.known, LanguageConfig(num_properties=len(made.tasks)), bench.model / f"language-{steps}.safetensors"
+    if file.is_file():
+        model = LanguageModel(config)
+        model.load_state_dict(snapshot.load_tensors(file))
+        return model.eval()
     standard = ((known.values - made.mean) / made.deviation).astype(np.float32)
     labelled = int(known.labelled.sum())
     weight = np.where(known.labelled, np.clip(0.5 * (len(known.psmiles) - labelled) / max(labelled, 1), 1.0, 10.0), 1.0)
     with progress().stage("language model", steps, unit="steps") as stage:
-        config = LanguageConfig(num_properties=len(made.tasks))
-        settings = TrainSettings(steps=steps)
-        model = train_language(known.psmiles, standard, weight, config, settings, bench.seed, lambda *_: stage.advance(1))
-    asked = torch.from_numpy(((bench.wanted - made.mean) / made.deviation).astype(np.float32))
-    texts: Texts = list(speak(model, asked, 2.0, torch.Generator().manual_seed(bench.seed)))
-    return texts, [""] * len(texts)
+
+        def tell(_: int, metrics: dict[str, float]) -> None:
+            stage.advance(1, f"loss {metrics['design/loss']:.3f}")
+
+        model = train_language(known.psmiles, standard, weight, config, TrainSettings(steps=steps), bench.seed, tell)
+    snapshot.save_tensors(file, {name: own.detach().contiguous() for name, own in model.state_dict().items()})
+    return model
 
 
-def _genetic(bench: Bench, made: Any, draws: int) -> tuple[Texts, list[str]]:
+def _genetic(bench: Bench, made: Any, draws: int) -> Made:
     """Search with as many calls of the property models as the chosen draws had."""
     from finetune.design.genetic import search
 
-    guide = _guide(bench, made)
     near = _near(bench, made, 50)
     out: Texts = []
     for target in np.unique(bench.target):
@@ -234,19 +310,17 @@ def _genetic(bench: Bench, made: Any, draws: int) -> tuple[Texts, list[str]]:
         def score(texts: list[str], wanted: NDArray[np.float64] = wanted) -> NDArray[np.float64]:
             from data_shards.progress import Silent
 
-            away = (guide.say(texts, Silent()).value - wanted) / made.deviation
-            return np.nan_to_num(np.square(away).sum(axis=1), nan=np.inf)
+            cost = _costs(bench, made, list(texts), Silent())(wanted)
+            return np.array([cost[text] for text in texts])
 
         parents = [made.known.psmiles[k] for k in near[rows[0]]]
         found = search(parents, score, len(rows) * draws, np.random.default_rng([bench.seed, 7, int(target)]), size=20)
         out += [*found[: len(rows)], *[None] * (len(rows) - len(found))]
-    return out, ["" if text else "fewer polymers than asked for" for text in out]
+    return out, ["" if text else "fewer polymers than asked for" for text in out], None, None
 
 
 def _said(bench: Bench, texts: list[str]) -> Any:
-    from finetune.design.guide import Guide
-
-    return Guide(bench.oracle).say(texts, progress())
+    return _guide_of(bench.oracle).say(texts, progress())
 
 
 def _scale(tasks: Any) -> list[float]:
@@ -280,6 +354,11 @@ def _judged(bench: Bench, tasks: Any, texts: Texts, reasons: list[str]) -> dict[
     vectors = [made.projection(own.embedding[own.kept]) for own in (said, whole)]
     asked = synthetic_accessibility(bench.leaky)[there]
     found = {**quality(judged, made.seen, training), **errors(said.value, bench.wanted[there], _scale(tasks))}
+    complexity = _guide_of([bench.complexity])
+    asked_sc = dict(zip(distinct := sorted(set(bench.leaky)), complexity.say(distinct, progress()).value[:, 0], strict=True))
+    sc = complexity.say(polymers, progress()).value[:, 0]
+    found["complexity"] = float(np.nanmean(sc))
+    found["complexity error"] = float(np.nanmean(np.abs(sc - np.array([asked_sc[bench.leaky[k]] for k in there]))))
     found["accessibility"] = float(synthetic_accessibility(polymers).mean())
     found["accessibility error"] = float(np.abs(synthetic_accessibility(polymers) - asked).mean())
     found["frechet"] = frechet(vectors[0], vectors[1])

@@ -33,7 +33,7 @@ ELSEWHERE |= {"density": 0.0615, "rg": 2.46, "tc": 0.0610, "ffv": 0.0124}
 
 def main(
     folder: Annotated[Path, typer.Argument(help="with tables such as egc.csv")],
-    tasks: Annotated[str, typer.Option(help="names, separated by commas")] = ",".join(TASKS),
+    tasks: Annotated[str, typer.Option(help="names, separated by commas")] = ",".join(ELSEWHERE),
     cache: Annotated[Path, typer.Option(help="where features are kept")] = Path("runs/property_features.npz"),
     workers: Annotated[int, typer.Option(help="processes for features")] = 0,
     seed: Annotated[int, typer.Option(help="of validation parts and trees")] = 0,

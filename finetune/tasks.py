@@ -21,6 +21,7 @@ from foundation.errors import InputError
 KUENNETH = "Kuenneth et al., Patterns 2 (2021) 100238; density functional theory"
 KAGGLE = "Liu et al., NeurIPS Open Polymer Prediction (Kaggle, 2025); molecular dynamics"
 GAS = "Liu et al., NeurIPS 2024 (Graph-DiT, arXiv:2401.13858), from the literature of membranes; measured"
+YOURS = "your table"
 POLYINFO = "PoLyInfo (NIMS) through Liu et al., KDD 2022 (GREA), and PolyMetriX (Zenodo 15210035); measured"
 
 
@@ -100,6 +101,8 @@ TASKS: dict[str, Task] = {
         Task("tc", "thermal conductivity", "W/(m·K)", "log", "rmse", KAGGLE, ("thermal_conductivity",), _others(MD, "tc")),
         Task("ffv", "fractional free volume", "1", "none", "rmse", KAGGLE, ("FFV",), ("tg", *_others(MD, "ffv"))),
         *(Task(name, f"permeability of {title}", "Barrer", "log", "rmse", GAS, (name.upper(),)) for name, title in GASES.items()),
+        Task("own", "property of your table", "unit of the table", "none", "rmse", YOURS),
+        Task("own_log", "property of your table, positive, over powers of ten", "unit of the table", "log", "rmse", YOURS),
     )
 }
 

@@ -24,6 +24,12 @@ def main(
     unlabelled: Annotated[
         str | None, typer.Option(help="table of more polymers, whose values the property models predict; the more, the better")
     ] = None,
+    fitted: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="finished folder of finetune.property, whose model is taken instead of fitting one; may be repeated", metavar="FOLDER"
+        ),
+    ] = None,
     checkpoint: Annotated[
         str, typer.Option(help="pretrained model of property models and references: run folder, checkpoint folder, address, or small")
     ] = "small",
@@ -55,7 +61,9 @@ def main(
 
     check_numbers(steps=steps, limit=limit)
     check_seed(seed)
-    job = DesignJob(task, data, column, unlabelled, checkpoint, start, out, adapter, steps, limit, seed, workers, track)
+    job = DesignJob(
+        task, data, column, unlabelled, tuple(fitted or ()), checkpoint, start, out, adapter, steps, limit, seed, workers, track
+    )
     ready = prepare(job, overwrite=overwrite, writing=not dry_run)
     if dry_run:
         show_plan(ready)

@@ -117,7 +117,7 @@ def outcome(graph: Graph, plain: Graph) -> Outcome:
     except PolymerError:
         alone = False
     try:
-        return Outcome(write_psmiles(graph), "", alone)
+        return Outcome(write_psmiles(graph, settle=True), "", alone)
     except PolymerError as error:
         return Outcome(None, error.reason, alone)
 

@@ -64,10 +64,10 @@ class Target:
             return f"{self.task.name}>{self.low:g}" if np.isinf(self.high) else f"{self.task.name}<{self.high:g}"
         return f"{self.low:g}<{self.task.name}<{self.high:g}"
 
-    def miss(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(K,) how far learned values lie from the value, or outside the range; 0 inside."""
+    def expected(self, values: NDArray[np.floating], deviations: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(K,) expected squares of the miss of learned values that are known up to normal errors of these deviations."""
         low, high = self.learned
-        return np.maximum(np.maximum(low - values, values - high), 0.0)
+        return _beyond(low - values, deviations) + _beyond(values - high, deviations)
 
     @property
     def learned(self) -> tuple[float, float]:
@@ -96,6 +96,16 @@ class Target:
         low = low if np.isfinite(low) else min(float(values.min()), high - step)
         high = high if np.isfinite(high) else max(float(values.max()), low + step)
         return rng.uniform(low, high, number)
+
+
+def _beyond(mean: NDArray[np.floating], deviation: NDArray[np.floating]) -> NDArray[np.float64]:
+    """E[max(x, 0)^2] of normal x."""
+    from scipy.stats import norm
+
+    there = np.isfinite(mean)  # an open side is infinitely far
+    mean, scale = np.where(there, mean, 0.0), np.maximum(deviation, 1e-12)
+    found = (mean**2 + scale**2) * norm.cdf(mean / scale) + mean * scale * norm.pdf(mean / scale)
+    return np.where(there, found, 0.0)
 
 
 def parse_targets(words: Sequence[str], tasks: Sequence[Task]) -> tuple[Target, ...]:

@@ -68,6 +68,8 @@ NUM_CLASSES, NUM_KINDS = len(CLASSES), 1 + len(KINDS)
 PLACE = {(own.symbol, own.charge, own.hydrogen): place for place, own in enumerate(CLASSES)}
 STAR_KEY = ("*", 0, False)
 VALENCE = torch.tensor([own.valence for own in CLASSES])
+# bonds of an atom that may take part in a double bond of a ring; sulfur, oxygen and pyrrole's nitrogen give a pair of electrons instead
+ROOM = tuple(0 if own.hydrogen or own.symbol in ("O", "S", "Se") else 3 if own.symbol == "P" else own.valence for own in CLASSES)
 AROMATIC_BONDS = torch.tensor([own.aromatic for own in CLASSES])
 
 
@@ -148,8 +150,12 @@ def key_of(atom: Chem.Atom) -> tuple[str, int, bool]:
     return atom.GetSymbol(), atom.GetFormalCharge(), bool(atom.GetIsAromatic() and atom.GetTotalNumHs() and atom.GetSymbol() != "C")
 
 
-def write_psmiles(graph: Graph) -> str:
+def write_psmiles(graph: Graph, *, settle: bool = False) -> str:
     """Canonical P-SMILES of a graph.
+
+    Args:
+        graph: of one repeat unit.
+        settle: aromatic bonds that have no Kekulé structure become single and double ones.
 
     Raises:
         PolymerError: it is no polymer; reasons star-count, star-degree, valence, aromaticity, fragments and those of psmiles.parse.
@@ -176,6 +182,8 @@ def write_psmiles(graph: Graph) -> str:
         with rdBase.BlockLogs():
             Chem.SanitizeMol(molecule)
     except (Chem.KekulizeException, Chem.AtomKekulizeException) as error:
+        if settle and len(aromatic):
+            return write_psmiles(settled(graph))
         raise PolymerError(what, "aromaticity", _line(error)) from None
     except (Chem.AtomValenceException, ValueError) as error:
         raise PolymerError(what, "valence", _line(error)) from None
@@ -185,6 +193,29 @@ def write_psmiles(graph: Graph) -> str:
             what, "valence", f"has a {odd.GetSymbol()} of valence {odd.GetTotalValence()} with hydrogens; its bonds do not fit"
         )
     return canonicalise(Chem.MolToSmiles(molecule)).plain
+
+
+def settled(graph: Graph) -> Graph:
+    """Aromatic bonds as single and double ones: as many double bonds as find two atoms with room, those of six-membered rings first.
+
+    What is aromatic in spite of that, RDKit sees by itself. An atom that finds no partner, such as the odd one of fluorene's ring of five,
+    is saturated.
+    """
+    import networkx as nx
+
+    atoms, bonds = graph.atoms.astype(np.int64), graph.bonds.copy()
+    aromatic = bonds[:, 2] == AROMATIC
+    used = np.zeros(len(atoms), dtype=np.int64)
+    for end in range(2):
+        np.add.at(used, bonds[:, end], np.where(aromatic, 1, bonds[:, 2]))
+    room = np.array([ROOM[place] for place in atoms]) - used >= 1
+    rings = nx.Graph(bonds[aromatic, :2].tolist())
+    six = {atom for ring in nx.minimum_cycle_basis(rings) if len(ring) == 6 for atom in ring}
+    free = nx.Graph()
+    free.add_weighted_edges_from((i, j, 1 + (i in six) + (j in six)) for i, j, _ in bonds[aromatic].tolist() if room[i] and room[j])
+    double = {frozenset(pair) for pair in nx.max_weight_matching(free, maxcardinality=True)}
+    bonds[aromatic, 2] = [DOUBLE if frozenset(pair) in double else SINGLE for pair in bonds[aromatic, :2].tolist()]
+    return Graph(graph.atoms, bonds)
 
 
 def _hypervalent(atom: Chem.Atom) -> bool:
@@ -232,5 +263,6 @@ __all__ = [
     "key_of",
     "read_graph",
     "read_graphs",
+    "settled",
     "write_psmiles",
 ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SPREAD = 0.3  # deviations of the miss that a candidate wholly unlike the chosen ones is worth
 SYNTHESIS = 0.1  # deviations of the miss that a point of the synthetic accessibility above EASY costs
 EASY = 4.0
+NORMAL_90 = 1.6449  # deviations from the middle to the end of a 90 % interval
 
 
 @dataclass(frozen=True)
@@ -111,21 +112,27 @@ class Guide:
         )
 
 
-def misses(
-    targets: Sequence[Target], value: NDArray[np.float64], columns: Sequence[int], deviation: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(K,) root mean square over targets of how far predictions miss them, in deviations of the training values.
+def misses(targets: Sequence[Target], said: Said, columns: Sequence[int], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K,) how far polymers are expected to miss the targets: root mean square over targets and over what predictions do not know.
+
+    A prediction on the target with an error of a deviation is as far from it as a sure one a deviation away: what the models know nothing
+    of is not proposed first.
 
     Args:
         targets: asked for.
-        value: (K, P) learned values predicted.
+        said: predictions with intervals.
         columns: of each target among the properties.
-        deviation: (P,) of the training values.
+        deviation: (P,) of the training values, the unit of the result.
     """
     if not targets:
-        return np.zeros(len(value))
-    parts = [target.miss(value[:, column]) / deviation[column] for target, column in zip(targets, columns, strict=True)]
-    return np.sqrt(np.mean(np.square(parts), axis=0))
+        return np.zeros(len(said.value))
+    unsure = (said.high - said.low) / (2 * NORMAL_90)
+    unsure = np.where(np.isfinite(unsure), unsure, 0.0)
+    parts = [
+        target.expected(said.value[:, column], unsure[:, column]) / deviation[column] ** 2
+        for target, column in zip(targets, columns, strict=True)
+    ]
+    return np.sqrt(np.mean(parts, axis=0))
 
 
 def synthetic_accessibility(psmiles: Sequence[str]) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from finetune.design.saved import Generator, Known, load_generator, released, sa
 from finetune.design.train import STATE, Material, TrainSettings, step_of, train
 from finetune.table import Labels, load
 from finetune.tasks import Task
-from foundation.errors import InputError
+from foundation.errors import CheckpointError, InputError
 
 GENERATOR, PROPERTY, INPUTS, PLAN, REFUSED = "generator", "property", "inputs.npz", "design.json", "refused.csv"
 SMALL_TABLE = 1_000  # polymers below which starting Ray costs more than it saves
@@ -38,6 +38,7 @@ class DesignJob:
     data: str | None
     column: str | None
     unlabelled: str | None
+    fitted: tuple[str, ...]
     checkpoint: str
     start: str | None
     out: Path | None
@@ -59,6 +60,7 @@ class Ready:
         labels: a table for each.
         others: P-SMILES without values.
         start: the generator that training begins from, or None.
+        fitted: folders of finetune.property by task, which need not be fitted.
         out: folder.
     """
 
@@ -67,6 +69,7 @@ class Ready:
     labels: tuple[Labels, ...]
     others: tuple[str, ...]
     start: Generator | None
+    fitted: dict[str, Path]
     out: Path
 
 
@@ -92,12 +95,34 @@ def prepare(job: DesignJob, *, overwrite: bool, writing: bool) -> Ready:
     if job.start != "none":
         folder = released() if job.start is None else Path(job.start)
         start = load_generator(folder) if folder is not None else None
+    fitted = _fitted(job, tasks)
     if overwrite and writing and out.exists():
         for name in (GENERATOR, PROPERTY):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (INPUTS, PLAN, REFUSED, STATE, "metrics.jsonl", "config.json", "run.json"):
             (out / name).unlink(missing_ok=True)
-    return Ready(job, tasks, labels, tuple(others), start, out)
+    return Ready(job, tasks, labels, tuple(others), start, fitted, out)
+
+
+def _fitted(job: DesignJob, tasks: tuple[Task, ...]) -> dict[str, Path]:
+    """Folders of fitted property models by task.
+
+    Raises:
+        InputError: no such folder, of another task, or of another pretrained model than the references.
+    """
+    from finetune.stream import Ready as PropertyModel
+
+    found: dict[str, Path] = {}
+    for folder in job.fitted:
+        try:
+            task = PropertyModel(Path(folder), job.checkpoint).saved.task.name
+        except (InputError, CheckpointError) as error:
+            raise InputError(str(error).replace("--model", "--fitted", 1)) from None
+        if task in found or task not in [own.name for own in tasks]:
+            why = "is given twice" if task in found else f"is not of --task {job.task}"
+            raise InputError(f"--fitted {folder} predicts {task}, which {why}; leave it out")
+        found[task] = Path(folder)
+    return found
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -116,7 +141,8 @@ def show_plan(ready: Ready) -> None:
     """What will be learned from what."""
     job = ready.job
     for task, labels in zip(ready.tasks, ready.labels, strict=True):
-        print(f"{task.title}, {task.unit}: {len(labels.groups)} polymers of {labels.rows['rows']} rows")
+        fitted = f", predicted by {ready.fitted[task.name]}" if task.name in ready.fitted else ""
+        print(f"{task.title}, {task.unit}: {len(labels.groups)} polymers of {labels.rows['rows']} rows{fitted}")
     values = "their values are predicted by the property models" if ready.tasks else "no values are asked for"
     print(f"{len(ready.others)} polymers without values; {values}")
     begun = "random weights" if ready.start is None else f"a generator that has seen {len(ready.start.seen)} polymers"
@@ -181,6 +207,11 @@ def _property_model(ready: Ready, task: Task) -> Any:
     from finetune.trees import installed
 
     job, folder = ready.job, ready.out / PROPERTY / task.name
+    if task.name in ready.fitted and not folder.exists():
+        aside = folder.with_name(f".{task.name}.copying")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(ready.fitted[task.name], aside)
+        aside.rename(folder)
     if not (folder / property_job.RESULTS).is_file():
         heads = tuple(name for name in HEADS if name != "trees" or installed())
         column = job.column if len(ready.tasks) == 1 else None

@@ -23,6 +23,7 @@ from foundation.nn.embedding import FourierFeatures
 
 END = 0  # the padding token ends a string
 LONGEST = 160  # tokens
+POOL = 16  # batches that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,12 @@ def train_language(
         model = LanguageModel(config)
     descent = Descent(model, settings)
     rng = np.random.default_rng([seed, 5])
+    length, waiting = np.array([len(own) for own in strings]), np.zeros((0, batch), dtype=np.int64)
     for step in range(settings.steps):
-        chosen = rng.choice(len(strings), batch, p=chance)
+        if not len(waiting):  # strings of like length together, so that little is padding
+            drawn = rng.choice(len(strings), POOL * batch, p=chance)
+            waiting = rng.permutation(drawn[np.argsort(length[drawn], kind="stable")].reshape(POOL, batch))
+        chosen, waiting = waiting[0], waiting[1:]
         longest = max(len(strings[k]) for k in chosen) + 1
         tokens = torch.tensor([strings[k] + [END] * (longest - len(strings[k])) for k in chosen])
         told = properties[places[chosen]].copy()

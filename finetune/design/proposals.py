@@ -28,6 +28,7 @@ from foundation.errors import InputError
 PICTURES = 30  # candidates in the gallery
 SHOWN = 10  # rows on the screen
 FUNNEL = ".json"
+NEAREST = 40  # labelled polymers with the nearest values, of which one is a reference
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Request:
     draws: float
     guidance: float
     steps: int
+    references: float
     like: str | None
     keep: str | None
     without: str | None
@@ -141,6 +143,7 @@ def propose(asked: Asked) -> None:
         "guidance": request.guidance,
         "steps": request.steps,
         "seed": request.seed,
+        "references": request.references,
         "like": request.like,
         "keep": request.keep,
         "without": request.without,
@@ -173,8 +176,34 @@ def wishes_of(asked: Asked, bars: Progress) -> Wishes:
         if not len(read):
             raise InputError(f"--like {request.like!r} {read.features.refused[0].reason}; pass another polymer")
         reference[:] = generator.projection(read.embedding)[0]
+    elif asked.targets and width and request.references:
+        reference = references_of(asked, values, rng, bars)
     fixed = None if request.keep is None else fragment(request.keep)
     return Wishes(values, reference, fixed, classes_of(request.without or ""))
+
+
+def references_of(asked: Asked, values: NDArray[np.float64], rng: np.random.Generator, bars: Progress) -> NDArray[np.float32]:
+    """(M, R) projected embeddings of labelled polymers of training with values near what is asked, for a share of the draws; NaN elsewhere.
+
+    A draw with a reference is told what such polymers look like: where few have such values, properties alone say too little.
+    """
+    generator, known = asked.generator, asked.generator.known
+    assert generator.projection is not None
+    assert asked.guide is not None
+    out = np.full((len(values), generator.projection.components.shape[1]), np.nan, dtype=np.float32)
+    rows = np.flatnonzero(rng.random(len(values)) < asked.request.references)
+    labelled = np.flatnonzero(known.labelled)
+    away = (values[rows, None] - known.values[labelled][None]) / generator.deviation
+    order = np.argsort(np.nansum(np.square(away), axis=2), axis=1, kind="stable")[:, :NEAREST]
+    if not order.size:
+        return out
+    chosen = labelled[order[np.arange(len(rows)), rng.integers(order.shape[1], size=len(rows))]]
+    distinct, place = np.unique(chosen, return_inverse=True)
+    read = asked.guide.read([known.psmiles[k] for k in distinct], bars)
+    embedded = np.full((len(distinct), out.shape[1]), np.nan, dtype=np.float32)
+    embedded[read.features.kept] = generator.projection(read.embedding)
+    out[rows] = embedded[place]
+    return out
 
 
 def candidates(asked: Asked, outcomes: Sequence[Outcome], groups: Sequence[str], bars: Progress) -> Candidates:
@@ -197,7 +226,7 @@ def candidates(asked: Asked, outcomes: Sequence[Outcome], groups: Sequence[str],
         counts[own.kept], atoms[own.kept] = own.counts, own.atoms
     else:
         columns = [[task.name for task in asked.generator.tasks].index(target.task.name) for target in asked.targets]
-        miss, kept = misses(asked.targets, said.value, columns, asked.generator.deviation), said.kept
+        miss, kept = misses(asked.targets, said, columns, asked.generator.deviation), said.kept
         counts, atoms = said.counts, said.atoms
     cost = miss + SYNTHESIS * np.maximum(accessibility - EASY, 0.0) + np.where(new, 0.0, 1.0)
     usable = np.flatnonzero(kept & np.isfinite(cost))

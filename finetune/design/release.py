@@ -29,7 +29,7 @@ def main(
 ) -> None:
     """Weights in bf16, names of the polymers seen, and a card with what was drawn. No polymer of the training data is written.
 
-    finetune.design begins from --out by --start; by default it begins from finetune/weights/structures, where that is there. Exit 0 done,
+    finetune.design begins from --out by --start; by default it begins from foundation/weights/structures, where that is there. Exit 0 done,
     2 bad input.
     """
     from dataclasses import replace

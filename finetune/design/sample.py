@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.design.graphs import AROMATIC, AROMATIC_BONDS, NONE, NUM_CLASSES, NUM_KINDS, STAR, VALENCE, Graphs
+from finetune.design.graphs import AROMATIC, AROMATIC_BONDS, DOUBLE, NONE, NUM_CLASSES, NUM_KINDS, STAR, VALENCE, Graphs
 from finetune.design.network import Asked, Denoiser
 from finetune.design.process import STEPS, Prior, draw, draw_prior, noised, stars_first, step_back, symmetric
 
 CARBON = 1
 LIKELY = 0.05  # chance of a bond below which a pair is not looked at, unless a piece would stay apart
+SURE = 0.5  # chance of a double bond from which a carbon may have a second one, as in an isocyanate
 NEVER = -1e9
 ROUNDS = 4  # of placing bonds
 RINGS = (5, 7)  # bonds of an aromatic ring
@@ -208,7 +209,7 @@ class _Bonds:
         self.inside = mask[:, :, None] & mask[:, None] & ~(star[:, :, None] & star[:, None])
         self.chances = torch.where(self.inside[..., None], pairs, torch.eye(NUM_KINDS)[NONE])
         self.atoms, self.kinds = atoms, torch.zeros_like(pairs[..., 0], dtype=torch.long)
-        self.plain, self.aromatic = torch.zeros_like(atoms), torch.zeros_like(atoms)
+        self.plain, self.aromatic, self.double = torch.zeros_like(atoms), torch.zeros_like(atoms), torch.zeros_like(atoms, dtype=torch.bool)
         self.row = torch.arange(len(atoms))
 
     def _fits(self, places: Tensor) -> Tensor:
@@ -221,6 +222,10 @@ class _Bonds:
     def add(self, i: Tensor, j: Tensor, wanted: Tensor, forced: bool) -> None:
         """A bond of the likeliest kind that fits, or none where none is likelier and it is not forced."""
         chances = self.chances[self.row, i, j] * (self._fits(i) & self._fits(j))
+        second = ((self.atoms[self.row, i] == CARBON) & self.double[self.row, i]) | (
+            (self.atoms[self.row, j] == CARBON) & self.double[self.row, j]
+        )
+        chances[:, DOUBLE] = torch.where(second & (chances[:, DOUBLE] < SURE), 0.0, chances[:, DOUBLE])
         chances[:, NONE] = 0.0 if forced else self.chances[self.row, i, j, NONE]
         kind = torch.where(wanted & (self.kinds[self.row, i, j] == NONE), chances.argmax(-1), NONE)
         new = kind != NONE
@@ -230,6 +235,7 @@ class _Bonds:
         for end in (i, j):
             self.plain[row, end] += torch.where(kind < AROMATIC, kind, 0)
             self.aromatic[row, end] += kind == AROMATIC
+            self.double[row, end] |= kind == DOUBLE
 
     def possible(self) -> Tensor:
         """(B, N, N) pairs that a single bond fits between."""

@@ -28,10 +28,10 @@ from finetune.design.process import Prior
 from finetune.tasks import Task, get_task
 from foundation.errors import CheckpointError, InputError
 from foundation.train import snapshot
+from foundation.train.released import WEIGHTS as RELEASED
 from foundation.train.snapshot import FIX
 
 CONFIG, WEIGHTS, POLYMERS, SEEN, FORMAT = "config.json", "model.safetensors", "polymers.csv", "seen.json", 1
-RELEASED = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,10 @@ def read(folder: Path) -> tuple[dict[str, Tensor], RunConfig]:
     """
     path = folder / CONFIG
     facts = snapshot.read_json(path)
+    if facts.get("format") == FORMAT and "config" not in facts:
+        raise CheckpointError(
+            f"{folder} holds no pretrained model, its {CONFIG} has no 'config'; pass {SMALL} or a folder of foundation.release"
+        )
     if facts.keys() != FIELDS or facts["format"] != FORMAT or not isinstance(facts["config"], dict):
         given = short(facts.get("format"))
         raise CheckpointError(

@@ -186,6 +186,24 @@ def _counted(function: Any, called: list[str]) -> Any:
     return counted
 
 
+def test_a_fitted_property_model_is_taken(folder: Path, tmp_path: Path) -> None:
+    fitted = folder / "property" / "tg"
+    table = tmp_path / "mine.csv"
+    rows = list(csv.DictReader((fitted / "predictions.csv").open()))
+    table.write_text("psmiles,x\n" + "\n".join(f"{row['psmiles']},{k}" for k, row in enumerate(rows)) + "\n")
+    small = ["--workers", "0", "--steps", "2", "--no-track", "--start", "none"]
+    with pytest.raises(InputError, match=r"--fitted .* predicts tg, which is not of --task own"):
+        run(design, *small, "--task", "own", "--data", str(table), "--column", "x", "--fitted", str(fitted), "--out", str(tmp_path / "own"))
+    with pytest.raises(InputError, match=r"--fitted .* holds no folder model"):
+        run(design, *small, "--fitted", str(tmp_path), "--out", str(tmp_path / "own"))
+    taken = ["--limit", "40", "--fitted", str(fitted), "--out", str(tmp_path / "tg")]
+    assert f"40 polymers of 40 rows, predicted by {fitted}" in run(design, *small, *taken, "--dry-run")
+    run(design, *small, *taken)
+    written = (fitted / "model" / "model.safetensors", tmp_path / "tg" / "property" / "tg" / "model" / "model.safetensors")
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert load_generator(tmp_path / "tg" / "generator").tasks[0].name == "tg"
+
+
 @pytest.mark.slow
 def test_adapted_encoders_guide(tmp_path: Path) -> None:
     """LoRA adapters of the property model are read with it, and change what is said."""

@@ -91,7 +91,7 @@ def test_a_language_model_learns_strings_by_heart() -> None:
     assert [canonicalise(text).group for text in spelled("*CC(*)c1ccccc1")] == 2 * [canonicalise("*CC(*)c1ccccc1").group]
     values = np.linspace(-1, 1, len(POLYMERS), dtype=np.float32)[:, None]
     config = LanguageConfig(width=48, num_layers=2, num_heads=4, num_properties=1)
-    settings = TrainSettings(steps=150, lr=3e-3, warmup=20, ema=0.97)
+    settings = TrainSettings(steps=500, lr=3e-3, warmup=20, ema=0.97)  # batches of like length: one or two of the six at a time
     losses: list[float] = []
     model = train_language(POLYMERS, values, np.ones(6), config, settings, 0, lambda _, m: losses.append(m["design/loss"]))
     assert losses[-1] < 0.25 * losses[0]

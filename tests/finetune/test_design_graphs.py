@@ -12,7 +12,7 @@ import torch
 
 from data_shards.chem.psmiles import canonicalise
 from data_shards.errors import PolymerError
-from finetune.design.graphs import AROMATIC, CLASSES, DOUBLE, SINGLE, Graph, collate, read_graph, read_graphs, write_psmiles
+from finetune.design.graphs import AROMATIC, CLASSES, DOUBLE, SINGLE, Graph, collate, read_graph, read_graphs, settled, write_psmiles
 from tests.data_shards.test_psmiles import respell
 
 POLYMERS = (
@@ -99,3 +99,23 @@ def test_public_gas_polymers_go_there_and_back(shared_data: Path) -> None:
         graphs, _, refused = read_graphs(row["raw_smiles"] for row in csv.DictReader(file))
     assert not graphs
     assert Counter(reason.partition(":")[0] for _, reason in refused).keys() == {"ladder", "star-count"}
+
+
+def test_rings_without_a_kekule_structure_are_settled() -> None:
+    """Fluorene with its thirteen ring carbons drawn as aromatic: the one in the ring of five is saturated, the others stay aromatic."""
+    whole = read_graph("*c1ccc2c(c1)Cc1cc(*)ccc1-2")
+    bonds = whole.bonds.copy()
+    bonds[2:, 2] = AROMATIC
+    stars = (bonds[:, :2] < 2).any(axis=1)
+    bonds[:, 2] = np.where(stars, SINGLE, AROMATIC)
+    drawn = Graph(whole.atoms, bonds)
+    with pytest.raises(PolymerError, match=r"aromaticity|kekulize"):
+        write_psmiles(drawn)
+    assert write_psmiles(drawn, settle=True) == canonicalise("*c1ccc2c(c1)Cc1cc(*)ccc1-2").plain
+    assert AROMATIC not in settled(drawn).bonds[:, 2]
+    pyrrole = read_graph("*c1c[nH]c(*)c1")
+    assert write_psmiles(settled(pyrrole)) == write_psmiles(pyrrole)
+    thiophene = read_graph("*c1ccc(*)s1")
+    assert write_psmiles(settled(thiophene)) == write_psmiles(thiophene)
+    ladder = read_graph("*c1ccc2nc(-c3ccc(*)nc3)ccc2c1")
+    assert write_psmiles(settled(ladder)) == write_psmiles(ladder)

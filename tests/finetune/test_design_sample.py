@@ -272,8 +272,17 @@ def test_targets_are_read_and_bad_ones_are_named() -> None:
     assert (other.task.name, other.low, other.high) == ("co2", 10, 500)
     assert str(parse_targets(["tg>450"], tg)[0]) == "tg>450"
     np.testing.assert_allclose(one.learned, [np.log(100)] * 2)
-    np.testing.assert_allclose(other.miss(np.log([5.0, 100.0, 1000.0])), [np.log(2), 0, np.log(2)])
-    np.testing.assert_allclose(parse_targets(["tg<-10.5"], tg)[0].miss(np.array([-20.0, 0.0])), [0, 10.5])
+    sure = np.full(3, 1e-9)
+    np.testing.assert_allclose(other.expected(np.log([5.0, 100.0, 1000.0]), sure), [np.log(2) ** 2, 0, np.log(2) ** 2], atol=1e-12)
+    np.testing.assert_allclose(parse_targets(["tg<-10.5"], tg)[0].expected(np.array([-20.0, 0.0]), sure[:2]), [0, 10.5**2], atol=1e-12)
+    draws = np.random.default_rng(0).normal(1.2, 0.7, 400_000)
+    for target, far in (
+        (parse_targets(["tg=2"], tg)[0], (draws - 2) ** 2),
+        (parse_targets(["tg>1"], tg)[0], np.maximum(1 - draws, 0) ** 2),
+        (parse_targets(["1<tg<1.5"], tg)[0], np.maximum(np.maximum(1 - draws, draws - 1.5), 0) ** 2),
+    ):
+        found = target.expected(np.array([1.2]), np.array([0.7]))[0]
+        assert found == pytest.approx(far.mean(), rel=0.01)
     for words, problem in (
         (["o2=0"], "above 0"), (["tg=1"], "does not know"), (["o2"], "must be a value"), (["5<o2<1"], "exchange"),
         (["o2=1", "o2>2"], "more than once"),

@@ -264,6 +264,11 @@ def test_files_that_do_not_fit_are_refused(copy: Path) -> None:
         (copy / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
             load_model(copy)
+    (copy / "config.json").write_text(
+        json.dumps({key: value for key, value in facts.items() if key != "config"})
+    )  # a generator of finetune.design
+    with pytest.raises(CheckpointError, match=r"holds no pretrained model, its config.json has no 'config'; pass small or a folder of"):
+        load_model(copy)
     (copy / "config.json").write_text(json.dumps({**facts, "config": {**facts["config"], "objective": {"name": "os.system"}}}))
     with pytest.raises(ConfigError, match=r"os.system"):
         load_model(copy)
