@@ -114,9 +114,8 @@ class Ranks:
         # A group of one stays for the next run of this process: deepspeed keeps references to the first group that it sees.
         if not self.started_here or self.world_size == 1:
             return
-        if error is None:
+        if error is None:  # otherwise the other ranks may be inside a collective, for which ending the group would wait
             dist.destroy_process_group()
-        else:
-            # The other ranks may be inside a collective, for which ending the group would wait. Left alone, gloo's threads may still be
-            # giving back tensors, and C++ aborts the process if Python ends beneath them: exit code -6 instead of the right one.
-            leave_at_once()
+        # Either way gloo's threads may still be giving back tensors, and C++ aborts the process if Python ends beneath them: exit code -6
+        # instead of the right one. Seen after a stop too, on a busy machine, with the group ended in order.
+        leave_at_once()
