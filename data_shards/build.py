@@ -27,7 +27,8 @@ def main(
         str,
         typer.Option(
             help="table (reads --input), textbook (bundled homopolymers), sdf (3-D chains with a psmiles property), shards (a set that is"
-            " divided again, its chains as they are) or polyconfm-lmdb"
+            " divided again, its chains as they are), polyconfm-lmdb, smiles (a table of molecules, no polymers, to be embedded)"
+            " or molecules (SD files of them)"
         ),
     ] = "table",
     column: Annotated[

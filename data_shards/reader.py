@@ -1,26 +1,19 @@
-"""Read shards: the manifest, one sample by its byte range (local disk or any fsspec address), the bytes back into a sample."""
+"""Read shards: the manifest, and one sample by its byte range (local disk or any fsspec address)."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import math
 import os
-import tarfile
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fsspec.implementations.local
-import numpy as np
-from numpy.typing import NDArray
 
+from data_shards.decoding import decode_any, members_of
 from data_shards.errors import InputError, ShardError, StorageError
 from data_shards.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleEntry, ShardEntry, parse_manifest
-from data_shards.schema import SCHEMA_VERSION, PolymerSample, UnitTopology, chain_hydrogens
+from data_shards.schema import MOLECULE_ENGINES, MoleculeSample, PolymerSample
 from data_shards.store import (
     CHECK,
     CHUNK_BYTES,
@@ -33,153 +26,6 @@ from data_shards.store import (
     storage_errors,
     with_patience,
 )
-from data_shards.writer import TOPOLOGY_ARRAYS
-
-DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OSError, RecursionError, zipfile.BadZipFile)
-MEMBERS = ("json", "topology.npz", "heavy.npy", "hydrogen.npy")
-
-
-def decode(members: Mapping[str, Any]) -> PolymerSample:
-    """A sample from its tar members. Nothing is unpickled.
-
-    Args:
-        members: extension -> bytes, as `encode` returns them or as stock webdataset yields them (``__key__`` and the like are ignored).
-
-    Raises:
-        ShardError: a member is missing or torn, of another schema version, or the arrays' shapes disagree.
-    """
-    name = str(members.get("__key__", "sample"))
-    missing = [member for member in MEMBERS if member not in members]
-    if missing:
-        raise ShardError(f"sample {name} lacks {', '.join(missing)}; the shard is torn, copy it again or rebuild it")
-    try:
-        facts = json.loads(members["json"])
-        version = facts.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ShardError(f"sample {name} has schema version {version}, this program reads {SCHEMA_VERSION}; rebuild the shards")
-        arrays = _arrays(members["topology.npz"])
-        topology = UnitTopology(
-            psmiles=facts["psmiles"],
-            junction_order=int(arrays["junction_order"]),
-            **{field: arrays[field] for field in TOPOLOGY_ARRAYS},
-        )
-        energies = facts["energies_kcal_mol"]
-        sample = PolymerSample(
-            key=facts["key"],
-            topology=topology,
-            num_units=facts["num_units"],
-            tacticity=facts["tacticity"],
-            seed=facts["seed"],
-            engine=facts["engine"],
-            heavy_ang=_coordinates(members["heavy.npy"]),
-            hydrogen_ang=_coordinates(members["hydrogen.npy"]),
-            energies_kcal_mol=None if energies is None else np.array(energies, dtype=np.float64),
-            provenance=facts["provenance"],
-        )
-        _check_shapes(sample)
-    except DAMAGE as error:
-        if isinstance(error, ShardError):
-            raise
-        raise ShardError(f"sample {name} is torn ({type(error).__name__}: {error}); copy the shard again or rebuild it") from None
-    return sample
-
-
-def members_of(blob: bytes, key: str, where: str, offset: int = 0) -> dict[str, bytes]:
-    """Members of one sample (extension -> bytes, for `decode`).
-
-    Args:
-        blob: its tar members, as `ShardSet.read_bytes` returns them.
-        key: of the sample that it should be.
-        where, offset: for messages.
-
-    Raises:
-        ShardError: no tar members, or of something else.
-    """
-    try:
-        with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
-            parts = {info.name: tar.extractfile(info) for info in tar.getmembers() if info.isfile() and not info.issparse()}
-            members = {name: file.read() for name, file in parts.items() if file is not None}
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # what a header says need not be a number
-        raise ShardError(f"{where}: no tar member at byte {offset} where sample {key} should be ({error}); rebuild it") from None
-    prefix = key + "."
-    strangers = [name for name in members if not name.startswith(prefix)]
-    if strangers:
-        raise ShardError(f"{where}: {strangers[0]} lies where sample {key} should be; the manifest is of another build")
-    return {name.removeprefix(prefix): data for name, data in members.items()}
-
-
-def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz as our writer writes it: not compressed, so that no archive can be larger than it looks."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
-                raise ValueError(f"{info.filename} is compressed or larger than its archive")
-        return {info.filename.removesuffix(".npy"): _array(archive.read(info)) for info in archive.infolist()}
-
-
-def _array(data: bytes) -> NDArray[Any]:
-    """An array whose header promises what there is; nothing is unpickled."""
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another npy version than 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    size = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or size != len(data) - file.tell():
-        raise ValueError(f"an array of {dtype} with shape {shape} in {len(data) - file.tell()} bytes")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _coordinates(data: bytes) -> NDArray[np.float32]:
-    array = _array(data)
-    if array.dtype != np.float32:
-        raise ShardError(f"coordinates of type {array.dtype} must be float32; rebuild the shards")
-    return array
-
-
-def _check_topology(topology: UnitTopology) -> None:
-    """Do the arrays of a topology fit together, and do their indices stay inside the unit?"""
-    size, centres = topology.num_atoms, len(topology.stereo_centres)
-    shapes = {
-        **dict.fromkeys(("elements", "formal_charges", "num_hydrogens", "aromatic"), (size,)),
-        "bonds": (len(topology.bonds), 2),
-        "bond_orders": (len(topology.bonds),),
-        "key_atoms": (4,),
-        "frame_atoms": (3,),
-        "link_atoms": (2,),
-        "stereo_centres": (centres,),
-        "stereo_neighbours": (centres, 3),
-        "stereo_specified": (centres,),
-        "cap_hydrogens": (2,),
-    }
-    for name, shape in shapes.items():
-        found = getattr(topology, name)
-        if found.shape != shape or found.dtype.kind not in "iub":
-            raise ValueError(f"{name} of type {found.dtype} with shape {found.shape}, the unit needs integers of shape {shape}")
-    for name in ("bonds", "key_atoms", "frame_atoms", "link_atoms", "stereo_centres", "stereo_neighbours"):
-        found = getattr(topology, name)
-        if found.size and not 0 <= found.min() <= found.max() < size:
-            raise ValueError(f"{name} names an atom beyond the {size} of the unit")
-
-
-def _check_shapes(sample: PolymerSample) -> None:
-    topology, num_units = sample.topology, sample.num_units
-    _check_topology(topology)
-    num_heavy = num_units * (topology.num_atoms - 2) + 2
-    heavy = sample.heavy_ang  # compared before anything is made as large as a number in the file says
-    if num_units < 1 or heavy.ndim != 3 or heavy.shape[1:] != (num_heavy, 3):
-        shapes = f"heavy coordinates have shape {heavy.shape}, the chain needs (K, {num_heavy}, 3)"
-        raise ShardError(f"sample {sample.key}: {shapes}; rebuild the shard")
-    num_hydrogens = int(chain_hydrogens(topology, num_units).sum())
-    for name, array, atoms in (("heavy", sample.heavy_ang, num_heavy), ("hydrogen", sample.hydrogen_ang, num_hydrogens)):
-        if array.ndim != 3 or array.shape[1:] != (atoms, 3) or len(array) != len(sample.heavy_ang) or len(array) < 1:
-            raise ShardError(
-                f"sample {sample.key}: {name} coordinates have shape {array.shape}, the chain needs (K, {atoms}, 3); rebuild the shard"
-            )
-    if sample.energies_kcal_mol is not None and sample.energies_kcal_mol.shape != (len(sample.heavy_ang),):
-        raise ShardError(
-            f"sample {sample.key}: {sample.energies_kcal_mol.size} energies for {len(sample.heavy_ang)} conformations; rebuild the shard"
-        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +43,11 @@ class ShardSet:
     _root: str
     _reopened: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)  # process -> its connection
     _opened_by: int = field(default_factory=os.getpid, repr=False, compare=False)
+
+    @property
+    def of_molecules(self) -> bool:
+        """Samples are molecules, not chains of polymers."""
+        return self.manifest.recipe.get("engine") in MOLECULE_ENGINES
 
     @property
     def fingerprint(self) -> str:
@@ -268,9 +119,16 @@ class ShardSet:
             StorageError: the store, or the disk, did not answer for so long.
             InputError: the store refuses.
         """
+        sample = self.read_any(entry, patience_sec=patience_sec)
+        if isinstance(sample, MoleculeSample):
+            raise ShardError(f"sample {entry.key} is a molecule, not a chain of a polymer; pass shards of polymers")
+        return sample
+
+    def read_any(self, entry: SampleEntry, *, patience_sec: float | None = None) -> PolymerSample | MoleculeSample:
+        """A chain or a molecule; see read."""
         where = self._inside(entry.shard)
         members = members_of(self.read_bytes(entry, patience_sec=patience_sec), entry.key, where, entry.offset)
-        sample = decode({"__key__": entry.key, **members})
+        sample = decode_any({"__key__": entry.key, **members})
         if sample.key != entry.key:
             raise ShardError(f"{where}: sample {entry.key} calls itself {sample.key}; the shard is damaged, rebuild it")
         return sample

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_shards.errors import InputError
+from data_shards.schema import MOLECULE_ENGINES
 
 FLAGS = {"num_conformations": "--conformers", "samples_per_shard": "--shard-size", "time_limit_sec": "--time-limit"}
 
@@ -61,7 +62,9 @@ class BuildRecipe(BaseModel):
     num_units: int = Field(20, ge=1, le=100_000, description="repeat units per chain, counted as the P-SMILES is written")
     num_conformations: int = Field(4, ge=1, le=10_000, description="conformations per chain")
     tacticity: Literal["isotactic", "syndiotactic", "atactic"] = Field("atactic", description="rule for stereocentres left open")
-    engine: Literal["grow", "md", "import"] = Field("grow", description="chain builder; import: the source brings its own chains")
+    engine: Literal["grow", "md", "import", "etkdg", "record"] = Field(
+        "grow", description="chain builder; import: the source brings its own chains; molecules: etkdg embeds them, record has them"
+    )
     md: MdSettings | None = Field(None, description="settings of the md engine, none for the others")
     relax: bool = Field(False, description="minimise every chain in MMFF94s; the unrelaxed one is stored beside it")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of tacticity and conformations")
@@ -93,6 +96,11 @@ class BuildRecipe(BaseModel):
         if (self.engine == "md") != (self.md is not None):
             raise ValueError("engine md needs its settings and no other engine has any; change --engine or --md")
         return self
+
+    @property
+    def of_molecules(self) -> bool:
+        """Samples are molecules, not chains of polymers."""
+        return self.engine in MOLECULE_ENGINES
 
     @property
     def digest(self) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
+MOLECULE_ENGINES = ("etkdg", "record")  # engines whose samples are molecules, not chains of polymers
 
 BOND_SINGLE, BOND_DOUBLE, BOND_TRIPLE, BOND_AROMATIC = 1, 2, 3, 4
 
@@ -82,6 +83,53 @@ class PolymerSample:
     hydrogen_ang: NDArray[np.float32]  # (K, number of hydrogens, 3)
     energies_kcal_mol: NDArray[np.float64] | None  # (K,) whole chain, or None where the engine has none
     provenance: dict[str, Any] = field(default_factory=dict)  # recipe digest, software versions, source row
+
+
+@dataclass(frozen=True)
+class MoleculeGraph:
+    """One molecule of n atoms.
+
+    Attributes:
+        smiles: canonical, with configurations.
+        elements, degrees, hydrogens, charges, aromatic, ring_sizes: (n,); hydrogens: those that are no atoms of their own; ring_sizes: of
+            the smallest ring, 0 outside.
+        bonds: (m, 2), each once; bond_orders: (m,) BOND_* codes, 0 others; bond_rings: (m,) bool.
+        around: (c, 3) three neighbours of each tetrahedral centre with a known configuration.
+        signs: (c,) sign of their triple product, seen from the centre, +1 or -1.
+        across: (s, 2) pairs of atoms on the two sides of a double bond with a known configuration.
+        sides: (s,) +1 on the same side, -1 on the other.
+    """
+
+    smiles: str
+    elements: NDArray[np.int64]
+    degrees: NDArray[np.int64]
+    hydrogens: NDArray[np.int64]
+    charges: NDArray[np.int64]
+    aromatic: NDArray[np.bool_]
+    ring_sizes: NDArray[np.int64]
+    bonds: NDArray[np.int64]
+    bond_orders: NDArray[np.int64]
+    bond_rings: NDArray[np.bool_]
+    around: NDArray[np.int64]
+    signs: NDArray[np.int64]
+    across: NDArray[np.int64]
+    sides: NDArray[np.int64]
+
+    @property
+    def num_atoms(self) -> int:
+        """n."""
+        return len(self.elements)
+
+
+@dataclass(frozen=True)
+class MoleculeSample:
+    """One molecule with K conformations."""
+
+    key: str
+    graph: MoleculeGraph
+    x_ang: NDArray[np.float32]  # (K, n, 3), in the order of the graph's atoms
+    engine: str  # etkdg | record
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def unit_slots(key_atoms: NDArray[np.int32], num_atoms: int, num_units: int) -> NDArray[np.int64]:

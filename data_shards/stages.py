@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_shards.errors import PolymerError
 from data_shards.manifest import SampleEntry
 from data_shards.recipe import BuildRecipe
-from data_shards.schema import PolymerSample
+from data_shards.schema import MoleculeSample, PolymerSample
 from data_shards.sources.table import Row
 
 MAX_PSMILES_LENGTH = 2_000  # the search for the smallest unit takes a time that grows faster than linear
@@ -100,6 +100,8 @@ def _standardise(recipe: BuildRecipe, row: Row) -> Standard:
         raise PolymerError("", row.labels.get("reason", "empty"), row.labels.get("detail", "there is no P-SMILES"))
     if len(row.psmiles) > MAX_PSMILES_LENGTH:
         raise PolymerError(row.psmiles, "too-large", f"{len(row.psmiles)} characters must be <= {MAX_PSMILES_LENGTH}; leave it out")
+    if recipe.of_molecules:
+        return _standard_molecule(recipe, row)
     canonical = canonicalise(row.psmiles)
     if canonical.group in recipe.hold_out:
         raise PolymerError(row.psmiles, "held-out", "the polymer is named in --hold-out")
@@ -113,6 +115,32 @@ def _standardise(recipe: BuildRecipe, row: Row) -> Standard:
     seed = int.from_bytes(mixed[:4], "big") & 0x7FFFFFFF
     key = mixed.hex()[:24] if row.record else sample_key(canonical.psmiles, num_units, seed)
     return Standard(row, canonical.psmiles, canonical.group, num_units, key, seed)
+
+
+def _standard_molecule(recipe: BuildRecipe, row: Row) -> Standard:
+    from data_shards.chem.molecule import standard_molecule
+
+    smiles, flat, _ = standard_molecule(row.psmiles, recipe.max_atoms_per_unit)
+    group = hashlib.sha256(flat.encode()).hexdigest()[:12]  # isomers share a split
+    if group in recipe.hold_out:
+        raise PolymerError(row.psmiles, "held-out", "the molecule is named in --hold-out")
+    mixed = hashlib.sha256(f"{recipe.seed}\n{smiles}\n{row.record}".encode()).digest()
+    return Standard(row, smiles, group, 1, mixed.hex()[:24], int.from_bytes(mixed[:4], "big") & 0x7FFFFFFF)
+
+
+def _molecule(recipe: BuildRecipe, work: Standard, payload: bytes) -> Finished:
+    """A molecule, embedded or from its record."""
+    from data_shards.chem.molecule import embedded, read_molecule, read_record, standard_molecule
+    from data_shards.writer import encode_molecule
+
+    if recipe.engine == "record":
+        graph, x_ang = read_record(payload, work.psmiles)
+    else:
+        _, _, mol = standard_molecule(work.psmiles, recipe.max_atoms_per_unit)
+        x_ang = embedded(mol, work.psmiles, recipe.num_conformations, work.seed)
+        graph = read_molecule(mol)
+    sample = MoleculeSample(work.key, replace(graph, smiles=work.psmiles), x_ang, recipe.engine, _provenance(recipe, work))
+    return Finished(SampleEntry(work.key, work.psmiles, work.group, 0, 0, 1, graph.num_atoms, len(x_ang)), encode_molecule(sample))
 
 
 @dataclass(frozen=True)
@@ -132,6 +160,8 @@ def _conform(recipe: BuildRecipe, source: str, work: Standard, payload: bytes) -
 
     if source == "shards":
         return _taken(work, payload)
+    if recipe.of_molecules:
+        return _molecule(recipe, work, payload)
     with threadpool_limits(1):  # sums of a threaded BLAS depend on the number of threads
         built = _imported(recipe, source, work, payload) if recipe.engine == "import" else _grown(recipe, work)
         raw: PolymerSample | None = None

@@ -12,10 +12,11 @@ from data_shards.console import run
 if TYPE_CHECKING:
     from data_shards.manifest import SampleEntry, ShardEntry
     from data_shards.reader import ShardSet
-    from data_shards.schema import PolymerSample
+    from data_shards.schema import MoleculeSample, PolymerSample
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 BOND_RANGE_ANG = (0.9, 3.2)  # N-N and O-H below, Sn-I above: outside is no bond of any polymer, whatever built the chain
+MOLECULE_BOND_RANGE_ANG = (0.6, 3.2)  # with hydrogens, and with what is heavier than bromine
 DAMAGES_SHOWN = 20
 
 
@@ -68,6 +69,7 @@ def _count(damages: list[str]) -> str:
 def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = None, quality: bool = False) -> list[str]:
     """What is wrong with one shard, one line each, the shard's name first."""
     from data_shards.errors import ShardError
+    from data_shards.schema import MoleculeSample
 
     damages = []
     found = opened.sha256(shard)
@@ -86,9 +88,12 @@ def shard_damages(opened: ShardSet, shard: ShardEntry, *, limit: int | None = No
         damages.append(f"{shard.name}: the manifest lists {len(shard.samples)} samples and counts {shard.num_samples}")
     for entry in shard.samples[:limit]:
         try:
-            sample = opened.read(entry)
+            sample = opened.read_any(entry)
         except ShardError as error:
             damages.append(f"{shard.name}: {error}")
+            continue
+        if isinstance(sample, MoleculeSample):
+            damages += [f"{shard.name}: sample {entry.key} {line}" for line in molecule_damages(sample, entry)]
             continue
         limits = opened.manifest.recipe.get("quality") or {} if quality else None
         damages += [f"{shard.name}: sample {entry.key} {line}" for line in sample_damages(sample, entry, limits)]
@@ -123,6 +128,24 @@ def file_damages(opened: ShardSet) -> list[str]:
             damages.append(f"{name}: is not as it was written")
     listed = {shard.name for _, shard in opened.manifest.shards()}
     damages += [f"{name}: lies there and the manifest does not list it" for name in lying if name.endswith(".tar") and name not in listed]
+    return damages
+
+
+def molecule_damages(sample: MoleculeSample, entry: SampleEntry) -> list[str]:
+    """What is wrong with one decoded molecule (its shapes were checked when it was decoded)."""
+    import numpy as np
+
+    graph, damages = sample.graph, []
+    stored, listed = (graph.smiles, graph.num_atoms, len(sample.x_ang)), (entry.psmiles, entry.atoms_per_unit, entry.num_conformations)
+    if stored != listed:
+        damages.append(f"holds {stored}, the manifest says {listed}")
+    if not np.isfinite(sample.x_ang).all():
+        return [*damages, "has coordinates that are not finite"]
+    if len(graph.bonds):
+        lengths = np.linalg.norm(sample.x_ang[:, graph.bonds[:, 0]] - sample.x_ang[:, graph.bonds[:, 1]], axis=2)
+        low, high = MOLECULE_BOND_RANGE_ANG
+        if lengths.min() < low or lengths.max() > high:
+            damages.append(f"has bonds of {lengths.min():.2f} to {lengths.max():.2f} angstrom, outside {low} to {high}")
     return damages
 
 

@@ -1,7 +1,8 @@
 """A sample as bytes, and the tar file that samples lie in. The same samples give the same bytes.
 
 Members of one sample, in tar order: ``{key}.heavy.npy``, ``{key}.hydrogen.npy``, ``{key}.json``, for a relaxed chain
-``{key}.raw.heavy.npy`` and ``{key}.raw.hydrogen.npy``, ``{key}.topology.npz``.
+``{key}.raw.heavy.npy`` and ``{key}.raw.hydrogen.npy``, ``{key}.topology.npz``. Of a molecule: ``{key}.json``, ``{key}.molecule.npz``,
+``{key}.x.npy``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.manifest import SampleEntry, ShardEntry
-from data_shards.schema import SCHEMA_VERSION, PolymerSample, UnitTopology
+from data_shards.schema import SCHEMA_VERSION, MoleculeGraph, MoleculeSample, PolymerSample, UnitTopology
 
 TOPOLOGY_ARRAYS = tuple(f.name for f in fields(UnitTopology) if f.name not in ("psmiles", "junction_order"))
+MOLECULE_ARRAYS = tuple(f.name for f in fields(MoleculeGraph) if f.name != "smiles")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 _OWNER = "data_shards"
 
@@ -66,6 +68,22 @@ def encode(sample: PolymerSample, *, raw: PolymerSample | None = None) -> dict[s
         members["raw.heavy.npy"] = _npy(raw.heavy_ang.astype(np.float32, copy=False))
         members["raw.hydrogen.npy"] = _npy(raw.hydrogen_ang.astype(np.float32, copy=False))
     return members
+
+
+def encode_molecule(sample: MoleculeSample) -> dict[str, bytes]:
+    """A molecule as tar members: ``json``, ``molecule.npz`` and ``x.npy``."""
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "key": sample.key,
+        "smiles": sample.graph.smiles,
+        "engine": sample.engine,
+        "provenance": sample.provenance,
+    }
+    return {
+        "json": json.dumps(facts, sort_keys=True, allow_nan=False).encode(),
+        "molecule.npz": _npz({name: getattr(sample.graph, name) for name in MOLECULE_ARRAYS}),
+        "x.npy": _npy(sample.x_ang.astype(np.float32, copy=False)),
+    }
 
 
 def _npy(array: NDArray[Any]) -> bytes:

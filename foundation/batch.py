@@ -70,6 +70,11 @@ class Condition:
     seed_mask: Tensor | None  # (B, K) bool
 
     @property
+    def device(self) -> torch.device:
+        """Where all tensors are."""
+        return self.chain_ptr.device
+
+    @property
     def num_chains(self) -> int:
         return len(self.chain_ptr) - 1
 
@@ -224,9 +229,35 @@ def select_chains(condition: Condition, chain: Tensor) -> Condition:
     )
 
 
+def first_units(condition: Condition) -> Condition:
+    """The first unit of every chain: all that graphs and sequences say, without the length."""
+    count = torch.arange(condition.num_chains + 1, device=condition.chain_ptr.device)
+    atoms, _ = ranges(condition.atom_ptr[condition.chain_ptr[:-1]], condition.graph_ptr.diff())
+    return replace(condition, chain_ptr=count, handedness=condition.handedness[atoms])
+
+
+def cut_chains(
+    condition: Condition, one_unit: Condition, atom_start: Tensor, chosen: Tensor, begin: Tensor, stop: Tensor
+) -> tuple[Condition, Tensor]:
+    """Units begin <= i < stop of the chosen chains as chains of their own, and their units' indices in the condition.
+
+    Args:
+        condition: whole chains; one_unit: their first units; atom_start: their atom_ptr. Nothing here costs more for a longer chain.
+        chosen: (C,); begin, stop: (C,).
+    """
+    unit, chain_ptr = ranges(condition.chain_ptr[chosen] + begin, stop - begin)
+    part = replace(select_chains(one_unit, chosen), chain_ptr=chain_ptr)
+    atom, _ = ranges(atom_start[unit], part.atoms_per_unit)
+    return replace(part, handedness=condition.handedness[atom]), unit
+
+
+def ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) first numbers and lengths of ranges -> all numbers one after the other, and offsets (R + 1,)."""
+    ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    row, column = ragged_coordinates(ptr)
+    return first[row] + column, ptr
+
+
 def _ragged_take(ptr: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """Entries of the chosen rows of a ragged array, and the offsets of the result."""
-    counts = ptr.diff()[row]
-    out = torch.cat([ptr.new_zeros(1), counts.cumsum(0)])
-    which, column = ragged_coordinates(out)
-    return ptr[row][which] + column, out
+    return ranges(ptr[row], ptr.diff()[row])

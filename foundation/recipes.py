@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from foundation.config import DataConfig, RunConfig, TrainConfig
 from foundation.errors import ConfigError
+from foundation.objectives.ditmc.config import DiTMCConfig
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
 
@@ -66,11 +67,57 @@ def polyconfm_large() -> RunConfig:
     )
 
 
+def ditmc_tiny() -> RunConfig:
+    """About 1 M parameters: flow matching of chains, on a laptop."""
+    return RunConfig(
+        recipe="ditmc_tiny",
+        objective=DiTMCConfig.tiny(),
+        data=DataConfig(token_budget=2048),
+        train=TrainConfig(lr=1e-3),
+    )
+
+
+def ditmc_base() -> RunConfig:
+    """About 9.5 M parameters, the paper's B, with relative positions."""
+    return RunConfig(
+        recipe="ditmc_base",
+        objective=DiTMCConfig.base(),
+        data=DataConfig(token_budget=8192, num_workers=2),
+        train=TrainConfig(lr=3e-4, num_steps=100_000, checkpoint_every=1000, validate_every=1000),
+    )
+
+
+def ditmc_pe3() -> RunConfig:
+    """About 8.5 M parameters, equivariant; the size of ditmc_base."""
+    return RunConfig(
+        recipe="ditmc_pe3",
+        objective=DiTMCConfig(scheme="pe3", width=144, num_heads=6),
+        data=DataConfig(token_budget=8192, num_workers=2),
+        train=TrainConfig(lr=3e-4, num_steps=100_000, checkpoint_every=1000, validate_every=1000),
+    )
+
+
+def ditmc_large() -> RunConfig:
+    """About 28 M parameters, the paper's L."""
+    return RunConfig(
+        recipe="ditmc_large",
+        objective=DiTMCConfig.large(),
+        data=DataConfig(token_budget=8192, num_workers=4),
+        train=TrainConfig(
+            lr=3e-4, num_steps=200_000, micro_batches_per_step=4, precision="bf16", checkpoint_every=2000, validate_every=2000
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "polyconfm_tiny": polyconfm_tiny,
     "polyconfm_small": polyconfm_small,
     "polyconfm_base": polyconfm_base,
     "polyconfm_large": polyconfm_large,
+    "ditmc_tiny": ditmc_tiny,
+    "ditmc_base": ditmc_base,
+    "ditmc_pe3": ditmc_pe3,
+    "ditmc_large": ditmc_large,
 }
 
 

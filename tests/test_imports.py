@@ -15,7 +15,7 @@ ROOMS = ("data_shards", "foundation", "finetune", "cluster")  # each may name th
 FLOORS = (  # inside foundation: each floor may name itself and the ones before it
     {"errors", "units", "batch"},
     {"geometry", "nn"},
-    {"encoders"},
+    {"encoders", "molecules"},
     {"data", "objectives"},
     {"config", "recipes", "track"},
     {"sampling"},

@@ -71,6 +71,7 @@ EXPERIMENTS = {  # each run with --quick
     "property_input": "test_sources_of_3d_are_compared_on_the_same_polymers",
     "sampling_steps": "test_budgets_are_held_against_the_largest",
 }
+SMALL_FLOW = "objective.width=32 objective.num_layers=1 objective.steps=2 train.num_steps=2"
 TINY_BUILD = "--workers 0 --num-units 4 --conformers 1"
 POLYMERS = ("*CC(*)c1ccccc1", "*CC*", "*CC(*)C", "*CCO*", "*CC(*)Cl", "*CC(*)C#N", "*CC(C)(C)*", "*CC(*)F")
 COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
@@ -117,6 +118,21 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m finetune.export --model runs/tg-lora --out weights/tg": Elsewhere(
         "tests/finetune/test_property.py::test_adapters_are_trained_used_and_exported"
     ),
+    # docs/objectives/ditmc.md
+    "python -m foundation.pretrain --recipe ditmc_tiny --shards shards/textbook --out runs/ditmc": Run(SMALL_FLOW),
+    "python -m foundation.pretrain --recipe ditmc_tiny --shards shards/textbook --out runs/ditmc-2 objective.units=2": Run(SMALL_FLOW),
+    "python -m data_shards.build --source smiles --input molecules.csv --out shards/molecules --conformers 8": Elsewhere(
+        "tests/data_shards/test_molecules.py::test_molecules_are_embedded_and_bad_rows_counted"
+    ),
+    "python -m data_shards.build --source molecules --input molecules.sdf --out shards/records": Elsewhere(
+        "tests/data_shards/test_molecules.py::test_records_bring_their_coordinates"
+    ),
+    "python -m foundation.pretrain --recipe ditmc_tiny --shards shards/records --out runs/molecules": Elsewhere(
+        "tests/data_shards/test_molecules.py::test_ditmc_trains_on_them_and_polyconfm_refuses"
+    ),
+    "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/textbook --out runs/slot objective.local_head=ditmc": Run(
+        f"{SMALL_MODEL} train.num_steps=2"
+    ),
     # docs/inverse_design.md
     "python -m finetune.design --task tg": Run("--limit 40 --steps 10 --workers 0 --no-track"),
     "python -m finetune.propose --model runs/design-tg --target tg=100 --num 10 --out candidates.csv": Run("--draws 20 --steps 4 --num 5"),
@@ -126,6 +142,9 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     ),
     "python -m finetune.propose --model runs/design-tg --target 'tg>150' --keep '*c1ccccc1' --without F,Cl --like '*CC(*)c1ccccc1'"
     " --structures 5 --out high.csv": Elsewhere("tests/finetune/test_design.py::test_equal_seeds_give_equal_proposals_and_wishes_are_kept"),
+    "python -m finetune.design --task tg --fitted runs/tg --out runs/tg-fitted": Elsewhere(
+        "tests/finetune/test_design.py::test_a_fitted_property_model_is_taken"
+    ),
     "ray job submit cluster/design.yaml": Elsewhere("tests/cluster/test_spec.py::test_a_design_job_says_what_the_command_understands"),
     "ray job submit cluster/finetune_tg.yaml": Run(
         instead="python -m cluster.launch cluster/finetune_tg.yaml property.limit=30 property.members=1 property.out=runs/tg-job"
@@ -329,7 +348,8 @@ def test_overrides_of_a_command_are_keys_of_the_recipe(line: str) -> None:
     from foundation.recipes import get_recipe
 
     words = shlex.split(line)
-    apply_overrides(get_recipe("polyconfm_tiny"), [word for word in words if re.match(r"[a-z]+\.\w+=", word)])
+    recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "polyconfm_tiny"
+    apply_overrides(get_recipe(recipe), [word for word in words if re.match(r"[a-z]+\.\w+=", word)])
 
 
 @pytest.mark.parametrize("page", page_paths(), ids=lambda page: str(page.relative_to(ROOT)))

@@ -11,7 +11,7 @@ from data_shards.sources.table import Row, TableSource, textbook
 if TYPE_CHECKING:
     from data_shards.conformers.imported import Structure
 
-SOURCES = ("table", "textbook", "sdf", "shards", "polyconfm-lmdb")
+SOURCES = ("table", "textbook", "sdf", "shards", "polyconfm-lmdb", "smiles", "molecules")
 
 
 class Source(Protocol):
@@ -51,6 +51,10 @@ def open_source(name: str, path: str | None, column: str | None = None, limit: i
         return textbook(path, column, limit)
     if name not in SOURCES:
         raise InputError(f"source {name!r} must be one of {', '.join(SOURCES)}; change --source")
+    if name == "smiles":
+        from data_shards.sources.molecules import SmilesSource
+
+        return SmilesSource(path, column, limit)
     if path is None:
         what = "a shard set" if name == "shards" else "a file"
         raise InputError(f"--source {name} needs {what}; pass it with --input")
@@ -58,6 +62,10 @@ def open_source(name: str, path: str | None, column: str | None = None, limit: i
         from data_shards.sources.sdf import SdfSource
 
         return SdfSource(path, column, limit)
+    if name == "molecules":
+        from data_shards.sources.molecules import MoleculeSource
+
+        return MoleculeSource(path, column, limit)
     if name == "shards":
         from data_shards.sources.shards import ShardsSource
 

@@ -65,6 +65,10 @@ class SdfSource:
     _places: list[_Place] = field(default_factory=list, init=False, repr=False)
     _unpacked: dict[int, IO[bytes]] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def _start(self) -> _Place:
+        return _Place(1, 0, 0)
+
     def __post_init__(self) -> None:
         if not self.path:
             raise InputError("no SD file given; pass a file or a folder with --input")
@@ -88,7 +92,7 @@ class SdfSource:
     def rows(self) -> Iterator[Row]:
         """Every record in the order of the files; the P-SMILES is '' where the record has none."""
         names = (self.column.lower(),) if self.column else PSMILES_NAMES
-        for place, blob, digest in self._records(_Place(1, 0, 0)):
+        for place, blob, digest in self._records(self._start):
             title, properties = properties_of(_text(blob))
             found = {name.lower(): value for name, value in reversed(list(properties.items()))}
             psmiles = next((found[name] for name in names if found.get(name)), "")

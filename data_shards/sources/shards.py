@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_shards.decoding import decode, members_of
 from data_shards.errors import InputError, PolymerError, ShardError
 from data_shards.manifest import Manifest, SampleEntry, ShardEntry
-from data_shards.reader import ShardSet, decode, members_of, open_shards
+from data_shards.reader import ShardSet, open_shards
 from data_shards.schema import PolymerSample
 from data_shards.sources.table import Row
 from data_shards.store import CHECK, open_address, shown, storage_errors

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from data_shards.console import Resumable
 from data_shards.manifest import SampleEntry
 from data_shards.mixture import Mixture
-from data_shards.schema import PolymerSample
+from data_shards.schema import MoleculeSample, PolymerSample
 from foundation.batch import Batch
 from foundation.data.blend import Blend
 from foundation.data.collate import build_batch
 from foundation.data.order import MicroBatch, Order, counter, micro_batches_of_rank
 from foundation.data.readers import Readers
 from foundation.errors import InputError, StorageError
+from foundation.molecules import Molecules
 
 MIB = 1 << 20
 
@@ -52,13 +53,13 @@ class LoadedMicroBatch:
     """A micro-batch on this rank.
 
     Attributes:
-        batch: packed chains.
+        batch: packed chains, or molecules.
         noise_seed: of its generator.
         weight: chains x micro-batches of the step / chains of the step. Mean over micro-batches of weight x mean over chains is the mean
             over all chains of the step, however they were packed.
     """
 
-    batch: Batch
+    batch: Batch | Molecules
     noise_seed: int
     weight: float
 
@@ -105,36 +106,42 @@ class Reader:
     def __init__(self, shards: Mixture, split: str, how: Reading) -> None:
         self.sets, self.entries, self.patience_sec = shards.sets, shards.samples(split), how.patience_sec
         self.room, self.descriptors = how.cache_mib * MIB, how.descriptors
-        self.kept: OrderedDict[tuple[int, int], PolymerSample] = OrderedDict()
+        self.kept: OrderedDict[tuple[int, int], PolymerSample | MoleculeSample] = OrderedDict()
 
-    def batch(self, micro: MicroBatch) -> Batch:
-        """Packed chains of a micro-batch.
+    def batch(self, micro: MicroBatch) -> Batch | Molecules:
+        """Packed chains, or molecules, of a micro-batch.
 
         Raises:
             InputError: a sample cannot be read; StorageError where another try later may do.
         """
         samples = [self._sample(micro.source, i) for i in micro.samples]
-        return build_batch(samples, micro.conformations, micro.samples, self.descriptors)
+        molecules = [sample for sample in samples if isinstance(sample, MoleculeSample)]
+        if molecules:  # a set holds one or the other
+            return Molecules.of_samples(molecules, micro.conformations, micro.samples)
+        chains = [sample for sample in samples if isinstance(sample, PolymerSample)]
+        return build_batch(chains, micro.conformations, micro.samples, self.descriptors)
 
-    def _sample(self, source: int, index: int) -> PolymerSample:
+    def _sample(self, source: int, index: int) -> PolymerSample | MoleculeSample:
         if (source, index) in self.kept:
             self.kept.move_to_end((source, index))
             return self.kept[source, index]
-        sample = self.sets[source].read(self.entries[source][index], patience_sec=self.patience_sec)
+        sample = self.sets[source].read_any(self.entries[source][index], patience_sec=self.patience_sec)
         self.room -= _bytes(sample)
         self.kept[source, index] = sample
         while self.room < 0 and self.kept:
             self.room += _bytes(self.kept.popitem(last=False)[1])
         return sample
 
-    def arrays(self, micro: MicroBatch) -> dict[str, NDArray[Any] | None]:
-        """A batch as it travels between processes."""
+    def arrays(self, micro: MicroBatch) -> tuple[bool, dict[str, NDArray[Any] | None]]:
+        """A batch as it travels between processes: whether it is of molecules, and its tensors."""
         batch = self.batch(micro)
         values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        return {name: None if value is None else value.numpy() for name, value in values.items()}
+        return isinstance(batch, Molecules), {name: None if value is None else value.numpy() for name, value in values.items()}
 
 
-def _bytes(sample: PolymerSample) -> int:
+def _bytes(sample: PolymerSample | MoleculeSample) -> int:
+    if isinstance(sample, MoleculeSample):
+        return sample.x_ang.nbytes
     return sample.heavy_ang.nbytes + sample.hydrogen_ang.nbytes
 
 
@@ -178,19 +185,19 @@ class StepLoader:
         while True:
             yield [next(stream) for _ in range(self.per_step)]
 
-    def _batches(self, micro_batches: Iterator[MicroBatch]) -> Generator[Batch]:
+    def _batches(self, micro_batches: Iterator[MicroBatch]) -> Generator[Batch | Molecules]:
         """Batches in the order asked for, however many processes read."""
         if self.how.num_workers == 0:
             yield from map(self.reader.batch, micro_batches)
             return
         readers = Readers(self.reader.arrays, self.how.num_workers, self.how.worker_timeout_sec)
         with closing(readers.answers(micro_batches)) as answers:
-            for answer in answers:
+            for of_molecules, answer in answers:
                 # copied, so that tensors are aligned as if made here: sums over them are the same to the last bit
                 copied: dict[str, Any] = {n: None if value is None else torch.from_numpy(value).clone() for n, value in answer.items()}
-                yield Batch(**copied)
+                yield Molecules(**copied) if of_molecules else Batch(**copied)
 
-    def _step(self, group: list[MicroBatch], batches: list[Batch]) -> Step:
+    def _step(self, group: list[MicroBatch], batches: list[Batch | Molecules]) -> Step:
         chains = sum(len(m.samples) for m in group)
         loaded = [
             LoadedMicroBatch(batch, group[k].noise_seed, len(group[k].samples) * self.per_step / chains)
@@ -204,7 +211,7 @@ class StepLoader:
 class ValidationBatch:
     """A fixed micro-batch with fixed noise; weight 0 where it only fills up a rank's share."""
 
-    batch: Batch
+    batch: Batch | Molecules
     noise_seed: int
     weight: float
     source: int = 0

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 # name -> (module, configuration class, model class); modules are imported when asked for, so that commands start quickly
-OBJECTIVES: dict[str, tuple[str, str, str]] = {"polyconfm": ("foundation.objectives.polyconfm", "PolyConFMConfig", "PolyConFM")}
+OBJECTIVES: dict[str, tuple[str, str, str]] = {
+    "polyconfm": ("foundation.objectives.polyconfm", "PolyConFMConfig", "PolyConFM"),
+    "ditmc": ("foundation.objectives.ditmc", "DiTMCConfig", "DiTMC"),
+}
 
 
 def build_objective(config: Any) -> nn.Module:

@@ -47,6 +47,7 @@ class Panel:
     pattern: str | None = None
 
 
+FLOW, FLOW_SHOWS = ("clean", "noise", "velocity"), "atoms and noise, or velocities, of ditmc"
 AUXILIARY = ("tokens", "agreement", "statistics", "descriptors")
 LAYOUT: dict[str, tuple[Panel, ...]] = {
     "Loss": (
@@ -54,6 +55,8 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("lines", "Loss, validation", ("val/loss",), "the same noise and chains each time, so that steps can be compared", log_y=True),
         Panel("lines", "Loss by head, training", ("train/local", "train/orientation"), "1 is what predicting zero gives", smoothing=0.9),
         Panel("lines", "Loss by head, validation", ("val/local", "val/orientation"), "1 is what predicting zero gives"),
+        Panel("lines", "Parts of a flow, training", tuple(f"train/{t}" for t in FLOW), FLOW_SHOWS, log_y=True, smoothing=0.9),
+        Panel("lines", "Parts of a flow, validation", tuple(f"val/{t}" for t in FLOW), FLOW_SHOWS, log_y=True),
         Panel("lines", "Auxiliary terms, training", tuple(f"train/{t}" for t in AUXILIARY), "each before its weight", smoothing=0.9),
         Panel("lines", "Auxiliary terms, validation", tuple(f"val/{t}" for t in AUXILIARY), "each before its weight"),
         Panel("lines", "Loss by shard set", tuple(f"val/loss_of_set_{k}" for k in range(1, 5)), "only of a mixture; the first four sets"),

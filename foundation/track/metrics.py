@@ -34,6 +34,11 @@ METRICS: dict[str, Metric] = {
     "train/loss": Metric("mean over the chains of the step; null where the step was skipped because it was not finite", "min,last"),
     "train/local": Metric("loss of the local conformation head; 1 for a zero predictor of the torsional head", "min,last"),
     "train/orientation": Metric("loss of the orientation head; 1 for a zero predictor", "min,last"),
+    "train/clean": Metric(
+        "ditmc: squared error of predicted atoms per coordinate over (1 - t)^2, at most 100-fold, angstrom^2", "min,last"
+    ),
+    "train/noise": Metric("ditmc: squared error of predicted noise on the path, weighted as it moves atoms, angstrom^2", "min,last"),
+    "train/velocity": Metric("ditmc: squared error of predicted velocities per coordinate, angstrom^2", "min,last"),
     "train/tokens": Metric("cross-entropy of hidden P-SMILES tokens, nat; 5.04 for equal odds", "min,last"),
     "train/agreement": Metric(
         "agreement of the 1-D, 2-D and 3-D views of a chain, nat; log(polymers of a micro-batch) by chance, 0 with one polymer", "min,last"
@@ -67,6 +72,9 @@ METRICS: dict[str, Metric] = {
     ),
     "val/local": Metric("as train/local", "min,last"),
     "val/orientation": Metric("as train/orientation", "min,last"),
+    "val/clean": Metric("as train/clean", "min,last"),
+    "val/noise": Metric("as train/noise", "min,last"),
+    "val/velocity": Metric("as train/velocity", "min,last"),
     "val/tokens": Metric("as train/tokens", "min,last"),
     "val/agreement": Metric("as train/agreement", "min,last"),
     "val/statistics": Metric("as train/statistics", "min,last"),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from foundation.batch import Batch
 from foundation.config import RunConfig
+from foundation.molecules import Molecules
 from foundation.objectives.base import LossOut
 from foundation.train.memory import recompute_activations
 from foundation.train.optim import build_optimizer
@@ -63,8 +64,8 @@ class _Weighted(nn.Module):
         self.autocast = autocast
         self.reach_all = reach_all
 
-    def forward(self, batch: Batch, rng: torch.Generator, weight: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        with torch.autocast(batch.chain_ptr.device.type, torch.bfloat16, enabled=self.autocast):
+    def forward(self, batch: Batch | Molecules, rng: torch.Generator, weight: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
             out: LossOut = self.objective(batch, rng)
         loss = out.loss.float()
         # a loss that is not finite makes the whole gradient NaN, so that the one check of the gradient's norm sees it on every rank
@@ -141,7 +142,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------------- one step
 
-    def forward(self, batch: Batch, rng: torch.Generator, weight: float) -> Forward:
+    def forward(self, batch: Batch | Molecules, rng: torch.Generator, weight: float) -> Forward:
         """Loss of a micro-batch; weight is its share of the step."""
         return Forward(*self.engine(batch, rng, weight))
 
@@ -183,7 +184,7 @@ class Engine:
         return float(norm)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, rng: torch.Generator) -> Forward:
+    def evaluate(self, batch: Batch | Molecules, rng: torch.Generator) -> Forward:
         """Loss of a micro-batch in evaluation mode, without a gradient."""
         self.engine.eval()
         out = self.forward(batch, rng, 1.0)

@@ -93,6 +93,7 @@ def train(
     """
     settings, per_step = config.train, config.train.micro_batches_per_step
     opened = open_mixture(shards)
+    check_kind(opened, config)
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
     reading = Reading(
         **config.data.model_dump(exclude={"token_budget"}), descriptors=getattr(config.objective, "learns_descriptors", False)
@@ -234,6 +235,18 @@ def agree(ranks: Ranks, seen: Sequence[tuple[float, Mapping[str, Tensor]]], word
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals, [said for _, said in everyone]
+
+
+def check_kind(shards: Mixture, config: RunConfig) -> None:
+    """Molecules are for objectives that know no repeat units.
+
+    Raises:
+        InputError: for another one.
+    """
+    found = next((own for own in shards.sets if own.of_molecules), None)
+    if found is not None and not getattr(config.objective, "reads_molecules", False):
+        name = getattr(config.objective, "name", "")
+        raise InputError(f"{found.path} holds molecules, and objective {name} reads chains of polymers; use a ditmc recipe")
 
 
 def fixed_batches(config: RunConfig, shards: Mixture, reading: Reading, ranks: Ranks) -> list[ValidationBatch]:

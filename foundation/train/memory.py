@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from foundation.config import RunConfig
     from foundation.data.blend import Blend
     from foundation.data.order import MicroBatch, Order
+    from foundation.molecules import Molecules
     from foundation.train.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def largest_micro_batches(order: Order | Blend, samples_seen: int) -> list[Micro
 
 
 def rehearse(
-    engine: Engine, config: RunConfig, order: Order | Blend, samples_seen: int, read: Callable[[MicroBatch], Batch]
+    engine: Engine, config: RunConfig, order: Order | Blend, samples_seen: int, read: Callable[[MicroBatch], Batch | Molecules]
 ) -> Rehearsed | None:
     """Steps with the largest micro-batches, whose gradient is made NaN so that they change nothing; every rank must call it.
 

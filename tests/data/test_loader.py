@@ -113,13 +113,13 @@ def test_atoms_and_padding_are_counted(shards: Mixture) -> None:
 
 def test_decoded_samples_are_kept_up_to_the_limit(shards: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = ShardSet.read
+    real = ShardSet.read_any
 
     def counting(self: ShardSet, entry: SampleEntry, **patience: float) -> PolymerSample:
         read.append(entry.key)
         return real(self, entry, **patience)
 
-    monkeypatch.setattr(ShardSet, "read", counting)
+    monkeypatch.setattr(ShardSet, "read_any", counting)
     take(loader(shards), 5)
     assert len(read) == len(set(read)) == len(CHAINS)
     read.clear()
@@ -134,7 +134,7 @@ def test_a_torn_shard_is_one_sentence_wherever_it_is_read(
     def torn(self: ShardSet, entry: SampleEntry, **patience: float) -> PolymerSample:
         raise ShardError(f"{entry.shard} ends before sample {entry.key}")
 
-    monkeypatch.setattr(ShardSet, "read", torn)
+    monkeypatch.setattr(ShardSet, "read_any", torn)
     with pytest.raises(ShardError, match=r"^train-00000.tar ends before sample \w+$"):
         take(loader(shards, num_workers=num_workers), 1)
 

@@ -273,7 +273,7 @@ def test_a_process_that_dies_again_and_again_stops_the_run_resumable(sets: tuple
     def dying(self: ShardSet, entry: SampleEntry, **patience: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(ShardSet, "read", dying)
+    monkeypatch.setattr(ShardSet, "read_any", dying)
     shards = open_mixture(sets[0])
     made = StepLoader(shards, "train", order_of(shards, "train", 5, 60), Reading(1), per_step=2).steps()
     with pytest.raises(

@@ -21,9 +21,10 @@ import pytest
 
 from data_shards import build, show, verify
 from data_shards.console import run
+from data_shards.decoding import decode
 from data_shards.errors import PolymerError, ShardError
 from data_shards.manifest import CHECKSUM, MANIFEST_NAME, parse_manifest, write_atomic
-from data_shards.reader import ShardSet, decode, open_shards
+from data_shards.reader import ShardSet, open_shards
 from data_shards.schema import chain_bonds
 
 Make = Callable[..., Any]
@@ -277,7 +278,7 @@ def test_an_old_set_stays_whole_until_the_new_one_is_ready(
     [
         (("--num-units", "0"), "num_units 0 must be greater than or equal to 1; change --num-units"),
         (("--workers", "-1"), "workers -1 must be >= 0; change --workers"),
-        (("--source", "zinc"), "source 'zinc' must be one of table, textbook, sdf, shards, polyconfm-lmdb; change --source"),
+        (("--source", "zinc"), "source 'zinc' must be one of table, textbook, sdf, shards, polyconfm-lmdb, smiles, molecules"),
         (("--column", "smiles"), "has no column 'smiles'; it has 'id', 'psmiles'; change --column"),
         (("--limit", "0"), "limit 0 must be >= 1; change --limit"),
         (("--to-test", "nowhere.txt"), "nowhere.txt cannot be read"),

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from data_shards import build, verify
+from data_shards.decoding import decode
 from data_shards.errors import ShardError
 from data_shards.manifest import CHECKSUM, MANIFEST_NAME
-from data_shards.reader import decode, open_shards
+from data_shards.reader import open_shards
 from data_shards.schema import PolymerSample
 from data_shards.writer import encode
 from tests.data_shards.test_build import command

@@ -14,9 +14,10 @@ import fsspec
 import numpy as np
 import pytest
 
+from data_shards.decoding import decode
 from data_shards.errors import ShardError
 from data_shards.manifest import MANIFEST_NAME, Funnel, Manifest, parse_manifest, write_atomic
-from data_shards.reader import decode, open_shards
+from data_shards.reader import open_shards
 from data_shards.schema import PolymerSample
 from data_shards.writer import TOPOLOGY_ARRAYS, ShardWriter, encode, sample_key
 

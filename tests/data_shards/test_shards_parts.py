@@ -39,7 +39,7 @@ RECIPE = make_recipe()
         ({"num_units": 0}, r"^num_units 0 must be greater than or equal to 1; change --num-units$"),
         ({"num_conformations": -1}, r"^num_conformations -1 must be .* 1; change --conformers$"),
         ({"tacticity": "random"}, r"^tacticity 'random' must be 'isotactic', 'syndiotactic' or 'atactic'; change --tacticity$"),
-        ({"engine": "magic"}, r"^engine 'magic' must be 'grow', 'md' or 'import'; change --engine$"),
+        ({"engine": "magic"}, r"^engine 'magic' must be 'grow', 'md', 'import', 'etkdg' or 'record'; change --engine$"),
         ({"md": {}}, r"^engine md needs its settings and no other engine has any; change --engine or --md$"),
         ({"quality": {"heavy_clash": "2"}}, r"^quality.heavy_clash '2' must be less than or equal to 1; change --quality$"),
         ({"quality": {"clash": "1"}}, r"^quality.clash is unknown; --quality takes heavy_clash, .*max_ring_size$"),
@@ -157,7 +157,9 @@ def test_bad_table_options_are_one_sentence(tmp_path: Path) -> None:
         open_source("table", None)
     with pytest.raises(InputError, match=r"--source textbook reads its own table, not a.csv"):
         textbook("a.csv")
-    with pytest.raises(InputError, match=r"source 'zinc' must be one of table, textbook, sdf, shards, polyconfm-lmdb; change --source"):
+    with pytest.raises(
+        InputError, match=r"source 'zinc' must be one of table, textbook, sdf, shards, polyconfm-lmdb, smiles, molecules; change --source"
+    ):
         open_source("zinc", None)
     with pytest.raises(InputError, match=r"--source sdf needs a file; pass it with --input"):
         open_source("sdf", None)

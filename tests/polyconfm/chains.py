@@ -14,7 +14,7 @@ from foundation.data.collate import build_batch
 from foundation.objectives import build_objective
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
-HEADS = [("torsional", "torsion"), ("torsional", "so3"), ("cartesian", "torsion"), ("cartesian", "so3")]
+HEADS = [("torsional", "torsion"), ("torsional", "so3"), ("cartesian", "torsion"), ("cartesian", "so3"), ("ditmc", "torsion")]
 CHAINS = (("*CC(*)c1ccccc1", 5), ("*CC(*)(C)C(=O)OC", 4), ("*Oc1ccc(CC(*)=O)cc1", 3), ("*C*", 6), ("*O[Si](*)(C)C", 1))
 
 

@@ -132,13 +132,27 @@ def test_renumbering_the_atoms_of_a_unit_changes_no_score_and_permutes_predicted
     one = batch_of(CHAINS[:1])
     order = torch.randperm(one.max_atoms, generator=rng(2))
     renumbered = permute_slots(one, order)
-    for local in ("torsional", "cartesian"):
+    for local in ("torsional", "cartesian", "ditmc"):
         model = model_of(local, "torsion")
         (x, view, _, _, z), (y, other, _, _, w) = _loss_inputs(model, one), _loss_inputs(model, renumbered)
         level = torch.full((len(x),), 0.5)
         before, after = model.local_head(x, level, view, z), model.local_head(y, level, other, w)
+        before, after = (own[0] if local == "ditmc" else own for own in (before, after))
         expected = before if local == "torsional" else before[:, order]
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_reflection_of_the_flow_of_a_unit(batch: Batch) -> None:
+    """DiTMC in the slot, whose relative positions know no symmetry: averaging over both images makes reflection exact."""
+    model = model_of("ditmc", "torsion")
+    made = []
+    for image in (batch, mirror(batch)):
+        x, view, _, _, z = _loss_inputs(model, image)
+        made.append(model.local_head(x, torch.full((len(x),), 0.7), view, z))
+    flip = torch.tensor([1.0, 1.0, -1.0])
+    for before, after in zip(*made, strict=True):
+        assert before.abs().max() > 1e-2
+        torch.testing.assert_close(after, before * flip, atol=1e-4, rtol=1e-3)
 
 
 def test_select_chains_repeats_and_reorders() -> None:

@@ -9,7 +9,7 @@ import torch
 from data_shards.chem.repeat_unit import build_unit
 from data_shards.conformers.quality import find_clashes, vdw_radii_ang
 from data_shards.schema import chain_bonds, chain_elements
-from foundation.batch import Condition
+from foundation.batch import Condition, cut_chains, first_units
 from foundation.encoders.unit import pair_classes
 from foundation.geometry.assembly import assemble_links, chain_coordinates, condition_layout, link_dihedrals
 from foundation.geometry.rigid import Rigid
@@ -60,9 +60,7 @@ def test_a_chain_of_several_windows_is_whole(heads: tuple[str, str], monkeypatch
 
 def test_a_window_is_the_chain_cut_at_its_ends() -> None:
     condition = condition_of("*CC(*)C", 9)
-    part, unit = windows._cut(
-        condition, windows._first_units(condition), condition.atom_ptr, torch.tensor([0]), torch.tensor([2]), torch.tensor([7])
-    )
+    part, unit = cut_chains(condition, first_units(condition), condition.atom_ptr, torch.tensor([0]), torch.tensor([2]), torch.tensor([7]))
     assert unit.tolist() == [2, 3, 4, 5, 6]
     assert part.num_units.tolist() == [5]
     whole = condition.handedness.view(9, 5)
@@ -87,8 +85,8 @@ def test_clashes_of_a_window_with_what_was_placed_are_those_of_the_whole_chain()
     assert condition.seed_x_unit_ang is not None
     x_unit = condition.seed_x_unit_ang[0, torch.randint(16, (num_units,), generator=rng(2))]
     layout = condition_layout(condition)
-    whole = (condition, windows._first_units(condition), condition.atom_ptr)
-    part, unit = windows._cut(*whole, torch.tensor([0]), torch.tensor([begin]), torch.tensor([num_units]))
+    whole = (condition, first_units(condition), condition.atom_ptr)
+    part, unit = cut_chains(*whole, torch.tensor([0]), torch.tensor([begin]), torch.tensor([num_units]))
     shared = int(layout.atom[begin, key[begin, 0]])  # star0 of the window is an atom of the unit before it
     seen, far = 0, 0
     for seed in range(30):  # coils that cross themselves

@@ -42,7 +42,7 @@ class PolyConFMConfig(BaseModel):
     local_layers: int = Field(2, ge=1, le=1024, description="layers of the local conformation head")
     orientation_layers: int = Field(2, ge=1, le=1024, description="layers of the orientation head")
     num_registers: int = Field(8, ge=1, le=1024, description="tokens a chain that carry the class condition and scratch space")
-    local_head: Literal["torsional", "cartesian"] = Field("torsional", description="how unit shapes are generated")
+    local_head: Literal["torsional", "cartesian", "ditmc"] = Field("torsional", description="how unit shapes are generated")
     orientation_head: Literal["torsion", "so3"] = Field("torsion", description="how units are put together")
     phase: Literal["joint", "local", "orientation"] = Field(
         "joint", description="joint: both heads at once; local, then orientation with --init-from: in sequence, trunk frozen in the second"

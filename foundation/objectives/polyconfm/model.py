@@ -25,6 +25,7 @@ from foundation.objectives.polyconfm.auxiliary import Auxiliary, chain_mean
 from foundation.objectives.polyconfm.clashes import Surroundings, Untangled, untangle
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 from foundation.objectives.polyconfm.local_cartesian import CartesianHead
+from foundation.objectives.polyconfm.local_ditmc import DiTMCHead
 from foundation.objectives.polyconfm.local_torsional import TorsionalHead
 from foundation.objectives.polyconfm.orient_so3 import SO3Head
 from foundation.objectives.polyconfm.orient_torsion import LinkTorsionHead
@@ -33,7 +34,7 @@ from foundation.objectives.polyconfm.trunk import Trunk, draw_mask, unit_steps
 from foundation.objectives.polyconfm.view import GraphView, UnitView, pick_seeds
 from foundation.objectives.polyconfm.windows import sample_in_windows
 
-LOCAL_HEADS = {"torsional": TorsionalHead, "cartesian": CartesianHead}
+LOCAL_HEADS = {"torsional": TorsionalHead, "cartesian": CartesianHead, "ditmc": DiTMCHead}
 ORIENTATION_HEADS = {"torsion": LinkTorsionHead, "so3": SO3Head}
 
 

@@ -8,14 +8,14 @@ window are sampled at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from data_shards.conformers.quality import vdw_radii_ang
-from foundation.batch import Condition, ragged_coordinates, select_chains
+from foundation.batch import Condition, cut_chains, first_units
 from foundation.geometry.assembly import STAR0, assemble_links, condition_layout
 from foundation.geometry.rigid import Rigid
 from foundation.objectives.polyconfm.clashes import Placed, Surroundings, Untangled
@@ -63,12 +63,12 @@ def sample_in_windows(model: PolyConFM, condition: Condition, rng: torch.Generat
     info = {"clashes_drawn": 0.0, "clashes_left": 0.0, "windows": 0.0}
     zeros = torch.zeros_like(num_units)
     at = _Progress(zeros, zeros.clone(), zeros.clone(), Rigid.identity((len(zeros),), torch.float64, device))
-    placed, one_unit = Placed(), _first_units(condition)
+    placed, one_unit = Placed(), first_units(condition)
     atom_start = condition.atom_ptr
     while bool((at.done < num_units).any()):
         chosen = (at.done < num_units).nonzero()[:, 0]
         stop = torch.minimum(at.begin + WINDOW, num_units)[chosen]
-        part, unit = _cut(condition, one_unit, atom_start, chosen, at.begin[chosen], stop)
+        part, unit = cut_chains(condition, one_unit, atom_start, chosen, at.begin[chosen], stop)
         settled = part.unit_position < (at.done - at.begin)[chosen][part.unit_chain]
         around = Surroundings(settled, at.pose[chosen], placed, chosen)
         known = model.know(part)
@@ -120,32 +120,3 @@ def _place(at: _Progress, placed: Placed, part: Condition, x_part: Tensor, made:
     moved = at.pose[chosen] @ window_from_unit[part.chain_ptr[:-1] + after - begin]
     at.pose = Rigid(at.pose.rot.index_copy(0, chosen, moved.rot), at.pose.trans.index_copy(0, chosen, moved.trans))
     at.begin[chosen] = after
-
-
-def _first_units(condition: Condition) -> Condition:
-    """The first unit of every chain: all that graphs and sequences say, without the length."""
-    count = torch.arange(condition.num_chains + 1, device=condition.chain_ptr.device)
-    atoms, _ = _ranges(condition.atom_ptr[condition.chain_ptr[:-1]], condition.graph_ptr.diff())
-    return replace(condition, chain_ptr=count, handedness=condition.handedness[atoms])
-
-
-def _cut(
-    condition: Condition, one_unit: Condition, atom_start: Tensor, chosen: Tensor, begin: Tensor, stop: Tensor
-) -> tuple[Condition, Tensor]:
-    """Units begin <= i < stop of the chosen chains as chains of their own, and their units' indices in the condition.
-
-    Args:
-        condition: whole chains; one_unit: their first units; atom_start: their atom_ptr. Nothing here costs more for a longer chain.
-        chosen: (C,); begin, stop: (C,).
-    """
-    unit, chain_ptr = _ranges(condition.chain_ptr[chosen] + begin, stop - begin)
-    part = replace(select_chains(one_unit, chosen), chain_ptr=chain_ptr)
-    atom, _ = _ranges(atom_start[unit], part.atoms_per_unit)
-    return replace(part, handedness=condition.handedness[atom]), unit
-
-
-def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) first numbers and lengths of ranges -> all numbers one after the other, and offsets (R + 1,)."""
-    ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    row, column = ragged_coordinates(ptr)
-    return first[row] + column, ptr

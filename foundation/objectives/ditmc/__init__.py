@@ -1,0 +1,1 @@
+"""DiTMC: flow matching of atoms in space with diffusion transformers."""
