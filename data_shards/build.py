@@ -109,7 +109,7 @@ def main(
         summary = pipeline.build(recipe, rows, out, source_name=source, workers=workers, overwrite=overwrite, progress=bars)
     except KeyboardInterrupt:
         raise Resumable("finished polymers are kept; the same command continues") from None
-    show_summary(summary, out)
+    show_summary(summary, out, "molecule" if recipe.of_molecules else "polymer")
 
 
 def with_settings(chains: dict[str, Any], rows: Source, source: str, out: str) -> dict[str, Any]:
@@ -186,8 +186,8 @@ def read_polymers(path: Path, flag: str) -> tuple[str, ...]:
     return tuple(groups)
 
 
-def show_summary(summary: Summary, out: str) -> None:
-    """Print what went in, what came out and where the rest was lost."""
+def show_summary(summary: Summary, out: str, kind: str) -> None:
+    """Print what went in, what came out and where the rest was lost; kind: what a sample is."""
     from rich.console import Console
     from rich.table import Table
 
@@ -196,7 +196,7 @@ def show_summary(summary: Summary, out: str) -> None:
     funnel = summary.funnel
     table = Table(title=shown(out), title_justify="left")
     table.add_column("stage")
-    table.add_column("polymers", justify="right")
+    table.add_column(f"{kind}s", justify="right")
     table.add_row("rows read", str(funnel.attempted))
     for reason, count in sorted(funnel.dropped.items(), key=lambda item: (-item[1], item[0]))[:MANY_REASONS]:
         table.add_row(f"  - {reason}", str(count), style="yellow")
@@ -206,7 +206,7 @@ def show_summary(summary: Summary, out: str) -> None:
     Console().print(table)
     if summary.seconds is not None and summary.seconds.count:
         seconds = summary.seconds
-        print(f"core-seconds per polymer: median {seconds.median:.2f}, 95 % below {seconds.p95:.2f}, in all {seconds.total:.0f}")
+        print(f"core-seconds per {kind}: median {seconds.median:.2f}, 95 % below {seconds.p95:.2f}, in all {seconds.total:.0f}")
     if summary.rebuilt:
         print(f"made again: {', '.join(summary.rebuilt)}")
     if funnel.dropped:
@@ -214,8 +214,13 @@ def show_summary(summary: Summary, out: str) -> None:
 
 
 def _show_plan(plan: Plan, recipe: BuildRecipe, out: str) -> None:
-    size = "as imported" if recipe.engine == "import" else f"of {recipe.num_units} units x {recipe.num_conformations} conformations"
-    print(f"{plan.num_rows} rows read, {plan.num_chains} chains {size} to build")
+    if recipe.engine in ("import", "record"):
+        size = "as imported"
+    elif recipe.of_molecules:
+        size = f"x {recipe.num_conformations} conformations"
+    else:
+        size = f"of {recipe.num_units} units x {recipe.num_conformations} conformations"
+    print(f"{plan.num_rows} rows read, {plan.num_chains} {'molecules' if recipe.of_molecules else 'chains'} {size} to build")
     for reason, count in sorted(plan.funnel().dropped.items(), key=lambda item: -item[1]):
         print(f"  - {reason}: {count}")
     print(f"dry run: nothing was written to {out}")

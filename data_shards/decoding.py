@@ -7,7 +7,8 @@ import json
 import math
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,10 @@ def decode(members: Mapping[str, Any]) -> PolymerSample:
         ShardError: a member is missing or torn, of another schema version, or the arrays' shapes disagree.
     """
     name = str(members.get("__key__", "sample"))
-    missing = [member for member in MEMBERS if member not in members]
-    if missing and MOLECULE in members:
+    if MOLECULE in members:
         raise ShardError(f"sample {name} is a molecule, not a chain of a polymer; pass shards of polymers")
-    if missing:
-        raise ShardError(f"sample {name} lacks {', '.join(missing)}; the shard is torn, copy it again or rebuild it")
-    try:
-        facts = json.loads(members["json"])
-        version = facts.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ShardError(f"sample {name} has schema version {version}, this program reads {SCHEMA_VERSION}; rebuild the shards")
+    with _named(name, members, MEMBERS):
+        facts = _facts(name, members)
         arrays = _arrays(members["topology.npz"])
         topology = UnitTopology(
             psmiles=facts["psmiles"],
@@ -63,10 +58,6 @@ def decode(members: Mapping[str, Any]) -> PolymerSample:
             provenance=facts["provenance"],
         )
         _check_shapes(sample)
-    except DAMAGE as error:
-        if isinstance(error, ShardError):
-            raise
-        raise ShardError(f"sample {name} is torn ({type(error).__name__}: {error}); copy the shard again or rebuild it") from None
     return sample
 
 
@@ -78,23 +69,36 @@ def decode_any(members: Mapping[str, Any]) -> PolymerSample | MoleculeSample:
 def decode_molecule(members: Mapping[str, Any]) -> MoleculeSample:
     """A molecule from its tar members; see decode."""
     name = str(members.get("__key__", "sample"))
-    missing = [member for member in MOLECULE_MEMBERS if member not in members]
-    if missing:
-        raise ShardError(f"sample {name} lacks {', '.join(missing)}; the shard is torn, copy it again or rebuild it")
-    try:
-        facts = json.loads(members["json"])
-        if facts.get("schema_version") != SCHEMA_VERSION:
-            version = facts.get("schema_version")
-            raise ShardError(f"sample {name} has schema version {version}, this program reads {SCHEMA_VERSION}; rebuild the shards")
+    with _named(name, members, MOLECULE_MEMBERS):
+        facts = _facts(name, members)
         arrays = _arrays(members[MOLECULE])
         graph = MoleculeGraph(smiles=str(facts["smiles"]), **{field: arrays[field] for field in MOLECULE_ARRAYS})
         sample = MoleculeSample(facts["key"], graph, _coordinates(members["x.npy"]), facts["engine"], facts["provenance"])
         _check_molecule(sample)
-    except DAMAGE as error:
-        if isinstance(error, ShardError):
-            raise
-        raise ShardError(f"sample {name} is torn ({type(error).__name__}: {error}); copy the shard again or rebuild it") from None
     return sample
+
+
+@contextmanager
+def _named(name: str, members: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[None]:
+    """Whatever is wrong with the members of a sample is said with its name."""
+    missing = [member for member in needed if member not in members]
+    if missing:
+        raise ShardError(f"sample {name} lacks {', '.join(missing)}; the shard is torn, copy it again or rebuild it")
+    try:
+        yield
+    except ShardError:
+        raise
+    except DAMAGE as error:
+        raise ShardError(f"sample {name} is torn ({type(error).__name__}: {error}); copy the shard again or rebuild it") from None
+
+
+def _facts(name: str, members: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sample says of itself, of this schema version."""
+    facts: dict[str, Any] = json.loads(members["json"])
+    version = facts.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ShardError(f"sample {name} has schema version {version}, this program reads {SCHEMA_VERSION}; rebuild the shards")
+    return facts
 
 
 def _check_molecule(sample: MoleculeSample) -> None:

@@ -10,6 +10,9 @@ import typer
 from data_shards.console import run
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from data_shards.manifest import SampleEntry, ShardEntry
     from data_shards.reader import ShardSet
     from data_shards.schema import MoleculeSample, PolymerSample
@@ -133,20 +136,28 @@ def file_damages(opened: ShardSet) -> list[str]:
 
 def molecule_damages(sample: MoleculeSample, entry: SampleEntry) -> list[str]:
     """What is wrong with one decoded molecule (its shapes were checked when it was decoded)."""
+    graph, x = sample.graph, sample.x_ang
+    stored, listed = (graph.smiles, graph.num_atoms, len(x)), (entry.psmiles, entry.atoms_per_unit, entry.num_conformations)
+    damages = [] if stored == listed else [f"holds {stored}, the manifest says {listed}"]
+    return damages + (_infinite(x) or _bond_damages(x, graph.bonds, MOLECULE_BOND_RANGE_ANG))
+
+
+def _infinite(*x_ang: NDArray[np.float32]) -> list[str]:
     import numpy as np
 
-    graph, damages = sample.graph, []
-    stored, listed = (graph.smiles, graph.num_atoms, len(sample.x_ang)), (entry.psmiles, entry.atoms_per_unit, entry.num_conformations)
-    if stored != listed:
-        damages.append(f"holds {stored}, the manifest says {listed}")
-    if not np.isfinite(sample.x_ang).all():
-        return [*damages, "has coordinates that are not finite"]
-    if len(graph.bonds):
-        lengths = np.linalg.norm(sample.x_ang[:, graph.bonds[:, 0]] - sample.x_ang[:, graph.bonds[:, 1]], axis=2)
-        low, high = MOLECULE_BOND_RANGE_ANG
-        if lengths.min() < low or lengths.max() > high:
-            damages.append(f"has bonds of {lengths.min():.2f} to {lengths.max():.2f} angstrom, outside {low} to {high}")
-    return damages
+    return [] if all(np.isfinite(x).all() for x in x_ang) else ["has coordinates that are not finite"]
+
+
+def _bond_damages(x_ang: NDArray[np.float32], bonds: NDArray[np.int64], bounds: tuple[float, float]) -> list[str]:
+    """Bonds (b, 2) of conformations (K, n, 3) outside bounds in angstrom."""
+    import numpy as np
+
+    if not len(bonds):
+        return []
+    lengths, (low, high) = np.linalg.norm(x_ang[:, bonds[:, 0]] - x_ang[:, bonds[:, 1]], axis=2), bounds
+    if low <= lengths.min() and lengths.max() <= high:
+        return []
+    return [f"has bonds of {lengths.min():.2f} to {lengths.max():.2f} angstrom, outside {low} to {high}"]
 
 
 def sample_damages(sample: PolymerSample, entry: SampleEntry, limits: dict[str, Any] | None = None) -> list[str]:
@@ -157,8 +168,6 @@ def sample_damages(sample: PolymerSample, entry: SampleEntry, limits: dict[str, 
         entry: what the manifest says of it.
         limits: of the quality checks, as the recipe has them; None leaves these checks out.
     """
-    import numpy as np
-
     from data_shards.schema import chain_bonds
     from data_shards.writer import sample_key
 
@@ -169,14 +178,11 @@ def sample_damages(sample: PolymerSample, entry: SampleEntry, limits: dict[str, 
         damages.append(f"holds {stored}, the manifest says {listed}")
     if sample.key != sample_key(topology.psmiles, sample.num_units, sample.seed):
         damages.append("has a key that is not the hash of its P-SMILES, number of units and seed")
-    if not (np.isfinite(sample.heavy_ang).all() and np.isfinite(sample.hydrogen_ang).all()):
-        return [*damages, "has coordinates that are not finite"]
+    infinite = _infinite(sample.heavy_ang, sample.hydrogen_ang)
+    if infinite:
+        return damages + infinite
     bonds, _ = chain_bonds(topology, sample.num_units)
-    x = sample.heavy_ang
-    lengths = np.linalg.norm(x[:, bonds[:, 0]] - x[:, bonds[:, 1]], axis=2)  # (K, bonds)
-    low, high = BOND_RANGE_ANG
-    if lengths.min() < low or lengths.max() > high:
-        damages.append(f"has bonds of {lengths.min():.2f} to {lengths.max():.2f} angstrom, outside {low} to {high}")
+    damages += _bond_damages(sample.heavy_ang, bonds, BOND_RANGE_ANG)
     if limits is not None:
         damages += _quality_damages(sample, limits)
     return damages

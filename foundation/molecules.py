@@ -14,6 +14,7 @@ from torch import Tensor
 from data_shards.schema import MoleculeGraph, MoleculeSample
 from foundation.batch import ATOM_FEATURES, Batch, Condition, dense_mask, ranges, to_dense
 from foundation.geometry.assembly import ChainLayout, chain_coordinates, condition_layout
+from foundation.geometry.vectors import rotate
 
 # what an atom is, without where its chain was cut into units
 FEATURES: dict[str, int] = {name: number for name, number in ATOM_FEATURES.items() if name != "role"}
@@ -173,7 +174,7 @@ def connected(bond_atom: Tensor, number: int) -> Tensor:
 def chain_atoms(batch: Batch) -> Tensor:
     """(U, A, 3) atoms of every unit in the world frame, padding zero."""
     x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms).double()
-    x = (batch.world_from_unit.double()[:, None] @ x_unit[..., None])[..., 0] + batch.origin_world_ang[:, None]
+    x = rotate(batch.world_from_unit.double()[:, None], x_unit) + batch.origin_world_ang.double()[:, None]
     return x * dense_mask(batch.atom_ptr, batch.max_atoms)[..., None]
 
 

@@ -103,13 +103,14 @@ def _leading_neighbour(mol: Chem.Mol, atom: int, other: int, backbone: set[int],
     return leading
 
 
-def embed(mol: Chem.Mol, count: int, seed: int) -> list[int]:
+def embed(mol: Chem.Mol, count: int, seed: int, *, keep_isomer: bool = False) -> list[int]:
     """Embed conformers with ETKDGv3, then with random coordinates, then with the double bonds left open.
 
     Args:
         mol: all atoms explicit; conformers are added to it.
         count: conformers wanted.
         seed: of the embedding; one thread, so that the same seed gives the same bits.
+        keep_isomer: never leave a double bond open that has a configuration.
 
     Returns:
         Identifiers of the conformers, possibly none.
@@ -123,7 +124,7 @@ def embed(mol: Chem.Mol, count: int, seed: int) -> list[int]:
             params.useRandomCoords = True
         if attempt == 2:
             doubles = [bond for bond in mol.GetBonds() if bond.GetStereo() in MARKED]
-            if not doubles:
+            if not doubles or keep_isomer:
                 return []
             for bond in doubles:
                 bond.SetStereo(Chem.BondStereo.STEREONONE)

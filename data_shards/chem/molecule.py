@@ -5,18 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from rdkit.Chem import rdForceFieldHelpers
 
+from data_shards.chem.capped import embed
+from data_shards.chem.oligomer import BOND_CODES, BOND_TYPES, add_atom
 from data_shards.chem.psmiles import atoms_of
 from data_shards.errors import PolymerError
-from data_shards.schema import BOND_AROMATIC, BOND_DOUBLE, BOND_SINGLE, BOND_TRIPLE, MoleculeGraph
+from data_shards.schema import MoleculeGraph
 
-ORDERS = {
-    Chem.BondType.SINGLE: BOND_SINGLE,
-    Chem.BondType.DOUBLE: BOND_DOUBLE,
-    Chem.BondType.TRIPLE: BOND_TRIPLE,
-    Chem.BondType.AROMATIC: BOND_AROMATIC,
-}
 LARGEST_RING = 9  # as in ATOM_FEATURES: that or more
 
 
@@ -38,7 +34,7 @@ def read_molecule(mol: Chem.Mol) -> MoleculeGraph:
         aromatic=np.array([atom.GetIsAromatic() for atom in atoms], dtype=bool),
         ring_sizes=ring_sizes,
         bonds=np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in bonds], dtype=np.int64).reshape(-1, 2),
-        bond_orders=np.array([ORDERS.get(bond.GetBondType(), 0) for bond in bonds], dtype=np.int64),
+        bond_orders=np.array([BOND_CODES.get(bond.GetBondType(), 0) for bond in bonds], dtype=np.int64),
         bond_rings=np.array([bond.IsInRing() for bond in bonds], dtype=bool),
         around=np.array([found[0] for found in centres], dtype=np.int64).reshape(-1, 3),
         signs=np.array([found[1] for found in centres], dtype=np.int64),
@@ -51,7 +47,7 @@ def standard_molecule(smiles: str, most_atoms: int) -> tuple[str, str, Chem.Mol]
     """Canonical SMILES, the same without configurations, and the molecule, its hydrogens as atoms.
 
     Raises:
-        PolymerError: reasons unreadable, fragments, too-large.
+        PolymerError: reasons unreadable, fragments, star, too-large.
     """
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
@@ -74,12 +70,10 @@ def embedded(mol: Chem.Mol, smiles: str, number: int, seed: int, *, relax: bool 
     Raises:
         PolymerError: none succeeds.
     """
-    settings = rdDistGeom.ETKDGv3()
-    settings.randomSeed = seed  # type: ignore[assignment]
+    found = embed(mol, number, seed, keep_isomer=True)
+    if not found:
+        raise PolymerError(smiles, "embedding", f"ETKDG finds no conformation in {number} tries; leave the molecule out")
     with rdBase.BlockLogs():
-        found = list(rdDistGeom.EmbedMultipleConfs(mol, number, settings))
-        if not found:
-            raise PolymerError(smiles, "embedding", f"ETKDG finds no conformation in {number} tries; leave the molecule out")
         if relax and rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
             rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol)
     return np.stack([mol.GetConformer(k).GetPositions() for k in found]).astype(np.float32)
@@ -111,17 +105,11 @@ def mol_of(graph: MoleculeGraph, x_ang: NDArray[np.floating]) -> Chem.Mol:
     Raises:
         ValueError: RDKit does not accept its valences.
     """
-    kinds = {code: kind for kind, code in ORDERS.items()}
     mol = Chem.RWMol()
     for number, charge, aromatic, hydrogens in zip(graph.elements, graph.charges, graph.aromatic, graph.hydrogens, strict=True):
-        atom = Chem.Atom(int(number))
-        atom.SetFormalCharge(int(charge))
-        atom.SetIsAromatic(bool(aromatic))
-        atom.SetNumExplicitHs(int(hydrogens))
-        atom.SetNoImplicit(True)
-        mol.AddAtom(atom)
+        add_atom(mol, number, charge, hydrogens, aromatic)
     for (i, j), code in zip(graph.bonds.tolist(), graph.bond_orders.tolist(), strict=True):
-        mol.AddBond(i, j, kinds.get(code, Chem.BondType.SINGLE))
+        mol.AddBond(i, j, BOND_TYPES.get(code, Chem.BondType.SINGLE))
     conformer = Chem.Conformer(len(graph.elements))
     conformer.SetPositions(np.ascontiguousarray(x_ang, dtype=np.float64))
     mol.AddConformer(conformer)

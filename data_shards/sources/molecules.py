@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from data_shards.sources.sdf import SdfSource
-from data_shards.sources.table import Row, TableSource
+from data_shards.sources.table import TableSource
 
 
 class SmilesSource(TableSource):
@@ -30,13 +29,10 @@ class MoleculeSource(SdfSource):
         """Conformations come along."""
         return {"engine": "record", "relax": False}
 
-    def rows(self) -> Iterator[Row]:
-        """Every record in the order of the files."""
+    def _unnamed(self, blob: bytes) -> str:
         from data_shards.chem.molecule import smiles_of_record
 
-        blobs = self._records(self._start)
-        for row, (_, blob, _) in zip(super().rows(), blobs, strict=True):
-            yield row if row.psmiles else replace(row, psmiles=smiles_of_record(blob))
+        return smiles_of_record(blob)
 
 
 __all__ = ["MoleculeSource", "SmilesSource"]

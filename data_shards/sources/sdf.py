@@ -46,6 +46,9 @@ class _Place:
     offset: int
 
 
+_START = _Place(1, 0, 0)
+
+
 @dataclass
 class SdfSource:
     """Records of SD files as rows.
@@ -65,16 +68,12 @@ class SdfSource:
     _places: list[_Place] = field(default_factory=list, init=False, repr=False)
     _unpacked: dict[int, IO[bytes]] = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def _start(self) -> _Place:
-        return _Place(1, 0, 0)
-
     def __post_init__(self) -> None:
         if not self.path:
             raise InputError("no SD file given; pass a file or a folder with --input")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit {self.limit} must be >= 1; change --limit")
-        if next(iter(self._records(_Place(1, 0, 0))), None) is None:
+        if next(iter(self._records(_START)), None) is None:
             raise InputError(f"{self.path} has no record; give an SD file with at least one chain")
 
     def settings(self) -> dict[str, Any]:
@@ -92,11 +91,15 @@ class SdfSource:
     def rows(self) -> Iterator[Row]:
         """Every record in the order of the files; the P-SMILES is '' where the record has none."""
         names = (self.column.lower(),) if self.column else PSMILES_NAMES
-        for place, blob, digest in self._records(self._start):
+        for place, blob, digest in self._records(_START):
             title, properties = properties_of(_text(blob))
             found = {name.lower(): value for name, value in reversed(list(properties.items()))}
-            psmiles = next((found[name] for name in names if found.get(name)), "")
+            psmiles = next((found[name] for name in names if found.get(name)), "") or self._unnamed(blob)
             yield Row(place.number, psmiles, {"name": title} if title else {}, digest)
+
+    def _unnamed(self, blob: bytes) -> str:
+        """What a record without a name of its structure is."""
+        return ""
 
     def payload(self, number: int) -> bytes:
         """The bytes of a record, 1 being the first. Cut off behind MAX_RECORD_BYTES.
@@ -105,7 +108,7 @@ class SdfSource:
             InputError: there is no such record.
         """
         known = [place for place in self._places if place.number <= number]
-        for place, blob, _ in self._records(known[-1] if known else _Place(1, 0, 0), unpacked=True):
+        for place, blob, _ in self._records(known[-1] if known else _START, unpacked=True):
             if place.number == number:
                 return blob
         raise InputError(f"{self.path} has no record {number}; it has changed since the build started, start it again")

@@ -22,7 +22,8 @@ from foundation.batch import ATOM_FEATURES, Batch, Condition, dense_mask, to_den
 from foundation.encoders.sequence import VOCABULARY, SequenceEncoder
 from foundation.geometry.assembly import NBR0, STAR0, STAR1, condition_layout
 from foundation.geometry.precision import full_precision
-from foundation.geometry.vectors import rotate, take_slots, unit_vector
+from foundation.geometry.vectors import take_slots, unit_vector
+from foundation.molecules import chain_atoms
 from foundation.nn.parity import Learned, Width
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
@@ -166,8 +167,7 @@ def chain_statistics(batch: Batch) -> Tensor:
     """
     layout = condition_layout(batch)
     chain = batch.unit_chain
-    x_unit = to_dense(batch.x_unit_ang, batch.atom_ptr, batch.max_atoms).double()
-    x = rotate(batch.world_from_unit.double()[:, None], x_unit) + batch.origin_world_ang.double()[:, None]  # (U, A, 3)
+    x = chain_atoms(batch)
     zeros, heavy = x.new_zeros(batch.num_chains, 3), layout.heavy_ptr.diff()
     owned = layout.owned[..., None]
     centre = zeros.index_add(0, chain, (x * owned).sum(1)) / heavy[:, None]
