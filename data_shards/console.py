@@ -38,6 +38,7 @@ def run(app: Callable[..., Any]) -> None:
         app: called without arguments; a typer app parses ``sys.argv`` itself.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts, once on every machine
     try:
         app()
     except InputError as error:
