@@ -17,6 +17,9 @@ def main(
     checkpoint: Annotated[str, typer.Option(help="run folder, checkpoint folder, address of either, or small")],
     out: Annotated[Path, typer.Option(help="structure file; .sdf, .xyz or .pdb (one polymer, a model a conformation)")],
     psmiles: Annotated[str | None, typer.Option(help="one polymer: repeat unit with two stars")] = None,
+    smiles: Annotated[
+        list[str] | None, typer.Option(help="a molecule that is no polymer, for a model trained on molecules; may be repeated")
+    ] = None,
     input: Annotated[str | None, typer.Option(help="many polymers: CSV, TSV or Parquet file with P-SMILES")] = None,
     column: Annotated[str | None, typer.Option(help="column with the P-SMILES; by default psmiles or smiles, in any case")] = None,
     limit: Annotated[int | None, typer.Option(help="read at most this many rows of --input")] = None,
@@ -50,6 +53,9 @@ def main(
         check_absent(relaxed_path(out), overwrite)
     check_numbers(num_units=num_units, num=num, batch_atoms=batch_atoms, limit=limit)
     check_seed(seed)
+    if smiles:
+        _molecules(smiles, psmiles or input, checkpoint, out, num, seed, hydrogens, strict, relax, batch_atoms, device, dry_run)
+        return
     requests, refused = read_requests(psmiles, input, column, limit, num_units, tacticity, seed)
     check_format(out, requests, hydrogens)
 
@@ -66,6 +72,38 @@ def main(
         return
     report = write_chains(model.to(where), job, out, progress())
     show_report(report, out)
+
+
+def _molecules(
+    smiles: list[str], other: str | None, checkpoint: str, out: Path, num: int, seed: int, hydrogens: bool, strict: bool, relax: bool,
+    batch_atoms: int | None, device: str, dry_run: bool,
+) -> None:  # fmt: skip
+    """The same for molecules that are no polymers."""
+    from foundation.errors import InputError
+    from foundation.sampling.molecules import check_model, read_molecules, show_molecules, write_molecules
+
+    if other is not None:
+        raise InputError(f"--smiles and {other!r} given; give molecules or polymers")
+    if not hydrogens or relax:
+        raise InputError("--no-hydrogens and --relax are for polymers; molecules are written as they are generated, leave it out")
+    if out.suffix.lower() == ".pdb":
+        raise InputError(f"{out} would hold molecules, a PDB file holds a polymer; use .sdf or .xyz")
+    requests = read_molecules(smiles)
+
+    from data_shards.progress import progress
+    from foundation.sampling.run import BATCH_ATOMS, choose_device
+    from foundation.train.checkpoint import load_model
+
+    where = choose_device(device)
+    model, _ = load_model(checkpoint)
+    check_model(model, checkpoint)
+    if dry_run:
+        atoms = sum(own.graph.num_atoms for own in requests) * num
+        print(f"{len(requests)} molecules x {num} conformations, {atoms} atoms on {where}\ndry run: nothing was written to {out}")
+        return
+    batch = batch_atoms or BATCH_ATOMS[where.type]
+    report = write_molecules(model.to(where), requests, num, seed, batch, strict, out, checkpoint, where, progress())
+    show_molecules(requests, report, out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import numpy as np
 from rdkit import Chem
 
 from data_shards.chem.chain import chain_mol
-from data_shards.schema import PolymerSample
+from data_shards.chem.molecule import mol_of
+from data_shards.schema import MoleculeSample, PolymerSample
 
 
 def sample_sdf(sample: PolymerSample) -> str:
@@ -32,6 +33,19 @@ def sample_sdf(sample: PolymerSample) -> str:
         mol.SetProp("_Name", f"{sample.key}/{index}")
         mol.SetProp("psmiles", sample.topology.psmiles)
         mol.SetIntProp("num_units", sample.num_units)
+        writer.write(mol)
+    writer.close()
+    return text.getvalue()
+
+
+def molecule_sdf(sample: MoleculeSample) -> str:
+    """Every conformation of a molecule as one SDF record, its SMILES in the property smiles, as `--source molecules` reads it."""
+    text = io.StringIO()
+    writer = Chem.SDWriter(text)
+    for index, x_ang in enumerate(sample.x_ang):
+        mol = mol_of(sample.graph, x_ang)
+        mol.SetProp("_Name", f"{sample.key}/{index}")
+        mol.SetProp("smiles", sample.graph.smiles)
         writer.write(mol)
     writer.close()
     return text.getvalue()

@@ -71,6 +71,7 @@ class Capabilities:
     needs_bonds: bool = True
     unit_level: bool = True
     needs_seed_conformers: bool = False
+    molecules: bool = False  # draws molecules that are no polymers: sample_molecules
     units_at_once: int | None = None  # of a chain, the most that sampling holds at a time; None: all
 
 

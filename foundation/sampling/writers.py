@@ -59,7 +59,7 @@ def conformation_mol(
 def sdf_record(mol: Chem.Mol, properties: Properties) -> str:
     """One SDF record; V3000 where V2000 cannot count the atoms."""
     named = Chem.Mol(mol)
-    named.SetProp("_Name", str(properties.get("psmiles", "")))
+    named.SetProp("_Name", str(properties.get("psmiles", properties.get("smiles", ""))))
     for name, value in properties.items():
         named.SetProp(name, _text(value))
     text = io.StringIO()
@@ -210,13 +210,15 @@ class StructureFile:
             hydrogen_ang: (h, 3), schema order; None: placed by RDKit.
         """
         mol = conformation_mol(self._heavy(request), x_ang, self.hydrogens, hydrogen_ang)
+        if self.kind == ".pdb":
+            set_residues(mol, request)
+        self.write(mol, properties)
+
+    def write(self, mol: Chem.Mol, properties: Properties) -> None:
+        """Append a molecule with one conformer."""
         self.num_records += 1
         record = RECORDS[self.kind]
-        if record is not None:
-            self._file.write(record(mol, properties))
-            return
-        set_residues(mol, request)
-        self._file.write(pdb_model(mol, self.num_records, properties))
+        self._file.write(pdb_model(mol, self.num_records, properties) if record is None else record(mol, properties))
 
     def commit(self) -> None:
         """Finish the file and give it its name."""

@@ -16,6 +16,7 @@ from data_shards.decoding import decode, decode_any, members_of
 from data_shards.errors import InputError, ShardError
 from data_shards.reader import open_shards
 from data_shards.schema import MoleculeSample
+from data_shards.show import app as show
 from data_shards.verify import app as verify
 from data_shards.writer import encode_molecule
 from foundation.config import apply_overrides
@@ -139,3 +140,15 @@ def test_ditmc_trains_on_them_and_polyconfm_refuses(shards: Path, tmp_path: Path
     with pytest.raises(InputError, match="holds molecules"):
         train(apply_overrides(get_recipe("polyconfm_tiny"), small[:2]), tmp_path / "other", str(shards))
     assert not (tmp_path / "other").exists()
+
+
+def test_they_are_shown(shards: Path, tmp_path: Path) -> None:
+    said = run(
+        show, str(shards), "--sample", Chem.CanonSmiles("C[C@H](O)F"), "--out", str(tmp_path / "a.png"), "--sdf", str(tmp_path / "a.sdf")
+    )
+    assert "atoms" in said
+    assert "radius of gyration" in said
+    assert "end to end" not in said
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    found = list(Chem.SDMolSupplier(str(tmp_path / "a.sdf"), removeHs=False))
+    assert [Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in found] == 4 * [Chem.CanonSmiles("C[C@H](O)F")]

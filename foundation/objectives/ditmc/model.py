@@ -34,7 +34,7 @@ class DiTMC(nn.Module):
         self.path = Path.of(config)
         self.conditioner = Conditioner(config)
         self.network = EquivariantTransformer(config) if config.scheme == "pe3" else Transformer(config)
-        self.capabilities = Capabilities(unit_level=False)
+        self.capabilities = Capabilities(unit_level=False, molecules=True)
 
     @property
     def score_networks(self) -> tuple[nn.Module, ...]:
