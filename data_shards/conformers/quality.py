@@ -38,6 +38,7 @@ BOND_ERROR_ANG = 0.05  # against the shapes of the unit
 SMALLEST_ANGLE_DEG = 50.0
 DONORS, ACCEPTORS = (7, 8, 9, 16), (7, 8, 9)
 MAX_EXCLUDED_BONDS = 3
+COVALENT_FACTOR = 1.3  # atoms closer than this times the sum of covalent radii count as bonded when bonds are read from distances
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,30 @@ def vdw_radii_ang(elements: NDArray[np.integer]) -> NDArray[np.float64]:
 def covalent_radii_ang(elements: NDArray[np.integer]) -> NDArray[np.float64]:
     """Covalent radii of atomic numbers."""
     return _radii()[1][elements]
+
+
+def bonds_from_distances(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Pairs that distance alone calls bonded.
+
+    Args:
+        x_ang: (H, 3).
+        covalent_ang: (H,) covalent radii.
+
+    Returns:
+        (P, 2) i < j, sorted.
+    """
+    pairs = cKDTree(x_ang).query_pairs(2 * COVALENT_FACTOR * float(covalent_ang.max()), output_type="ndarray").astype(np.int64)
+    near = np.linalg.norm(x_ang[pairs[:, 0]] - x_ang[pairs[:, 1]], axis=1) < COVALENT_FACTOR * covalent_ang[pairs].sum(axis=1)
+    found = np.sort(pairs[near], axis=1)
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
+
+
+def connectivity(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating], bonds: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(K, H, 3) conformations, (H,) radii, (Q, 2) true bonds -> (K, 2) bonds missing and bonds too many."""
+    size = x_ang.shape[-2]
+    true = np.sort(bonds, axis=1) @ [size, 1]
+    found = [bonds_from_distances(x, covalent_ang) @ [size, 1] for x in x_ang]
+    return np.array([(len(np.setdiff1d(true, keys)), len(np.setdiff1d(keys, true))) for keys in found]).reshape(-1, 2)
 
 
 def clash_limits_ang(first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:

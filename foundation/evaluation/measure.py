@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.chem.stereo import measure_signs
-from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, covalent_radii_ang, find_clashes, vdw_radii_ang
+from data_shards.conformers.quality import HEAVY_CLASH_FACTOR, connectivity, covalent_radii_ang, find_clashes, vdw_radii_ang
 from data_shards.schema import PolymerSample, chain_hydrogens
 from foundation.evaluation import metrics
 from foundation.evaluation.backbone import characteristic_ratio, persistence_length_ang
@@ -219,7 +219,7 @@ def _absolute(reference: Reference, x_ang: NDArray[np.float64], bond_error: NDAr
     bent = np.isfinite(reference.rest.angle_deg)
     angle_error = np.abs(metrics.angles_deg(x_ang, tables.angles) - reference.rest.angle_deg)[:, bent]
     find = partial(find_clashes, radii_ang=reference.vdw_ang, bonds=tables.bonds, factor=HEAVY_CLASH_FACTOR)
-    wrong = metrics.connectivity(x_ang, reference.covalent_ang, tables.bonds)  # (G, 2)
+    wrong = connectivity(x_ang, reference.covalent_ang, tables.bonds)  # (G, 2)
     signs, wanted = handedness(tables, x_ang), reference.handedness
     backbone = x_ang[:, tables.backbone]
     return {

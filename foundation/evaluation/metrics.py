@@ -10,15 +10,14 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
+from data_shards.conformers.quality import COVALENT_FACTOR
 from foundation.geometry.align import kabsch
 from foundation.geometry.torsions import dihedral
 from foundation.units import BITS_PER_NAT, DEG_PER_RAD
 
 NUM_BINS = 36  # ten degrees each
 BOND_TOLERANCE_ANG = 0.1
-COVALENT_FACTOR = 1.3  # atoms closer than this times the sum of covalent radii count as bonded when bonds are read from distances
 ALIGN_CYCLES, ALIGN_CUTOFF = 5, 2.0
 
 
@@ -260,30 +259,6 @@ def signed_energies(reference: NDArray[np.floating], generated: NDArray[np.float
 def absolute_energies(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> NDArray[np.float64]:
     """Sound E-MAT: (J,) and (I,) energies per atom -> (J, I) distances; an energy too low is as wrong as one too high."""
     return np.abs(signed_energies(reference, generated))
-
-
-def bonds_from_distances(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Pairs that distance alone calls bonded.
-
-    Args:
-        x_ang: (H, 3).
-        covalent_ang: (H,) covalent radii.
-
-    Returns:
-        (P, 2) i < j, sorted.
-    """
-    pairs = cKDTree(x_ang).query_pairs(2 * COVALENT_FACTOR * float(covalent_ang.max()), output_type="ndarray").astype(np.int64)
-    near = distances(x_ang, pairs) < COVALENT_FACTOR * covalent_ang[pairs].sum(axis=1)
-    found = np.sort(pairs[near], axis=1)
-    return found[np.lexsort((found[:, 1], found[:, 0]))]
-
-
-def connectivity(x_ang: NDArray[np.floating], covalent_ang: NDArray[np.floating], bonds: NDArray[np.integer]) -> NDArray[np.int64]:
-    """(K, H, 3) conformations, (H,) radii, (Q, 2) true bonds -> (K, 2) bonds missing and bonds too many."""
-    size = x_ang.shape[-2]
-    true = np.sort(bonds, axis=1) @ [size, 1]
-    found = [bonds_from_distances(x, covalent_ang) @ [size, 1] for x in x_ang]
-    return np.array([(len(np.setdiff1d(true, keys)), len(np.setdiff1d(keys, true))) for keys in found]).reshape(-1, 2)
 
 
 def count_clashes(x_ang: NDArray[np.floating], find: Callable[[NDArray[np.floating]], NDArray[np.integer]]) -> NDArray[np.int64]:

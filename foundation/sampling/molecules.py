@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from rdkit import Chem
 
 from data_shards.chem.molecule import mol_of, read_molecule, standard_molecule
-from data_shards.conformers.quality import covalent_radii_ang
+from data_shards.conformers.quality import connectivity, covalent_radii_ang
 from data_shards.progress import Progress
 from data_shards.schema import MoleculeGraph
 from foundation.errors import InputError
-from foundation.evaluation import metrics
 from foundation.molecules import Molecules
 from foundation.sampling.provenance import provenance, write_json
 from foundation.sampling.writers import StructureFile, provenance_path
@@ -128,7 +127,7 @@ def drawn(model: Any, graph: MoleculeGraph, num: int, seed: tuple[int, int], bat
 def judged(request: MoleculeRequest, x_ang: NDArray[np.float64]) -> list[tuple[Chem.Mol | None, str]]:
     """Molecule and what is wrong with it, of every conformation (K, n, 3)."""
     graph = request.graph
-    wrong = metrics.connectivity(np.nan_to_num(x_ang), covalent_radii_ang(graph.elements), graph.bonds).sum(1)
+    wrong = connectivity(np.nan_to_num(x_ang), covalent_radii_ang(graph.elements), graph.bonds).sum(1)
     wanted = Chem.MolToSmiles(Chem.MolFromSmiles(request.smiles))
     made: list[tuple[Chem.Mol | None, str]] = []
     for own, bonds in zip(x_ang, wrong, strict=True):

@@ -10,7 +10,7 @@ from rdkit.Chem import rdDetermineBonds, rdForceFieldHelpers, rdMolAlign, rdMolT
 from data_shards.chem.chain import chain_mol
 from data_shards.chem.repeat_unit import build_unit
 from data_shards.conformers.grow import grow_chain
-from data_shards.conformers.quality import covalent_radii_ang
+from data_shards.conformers.quality import COVALENT_FACTOR, bonds_from_distances, connectivity, covalent_radii_ang
 from data_shards.schema import PolymerSample
 from foundation import units
 from foundation.evaluation import metrics
@@ -244,7 +244,7 @@ def test_connectivity_reads_back_and_agrees_with_rdkit(psmiles: str) -> None:
     tables = chain_tables(request.topology, 5)
     x_ang = chain_of(request, 0, 0.1)
     radii = covalent_radii_ang(tables.elements)
-    missing, extra = metrics.connectivity(x_ang[None], radii, tables.bonds)[0]
+    missing, extra = connectivity(x_ang[None], radii, tables.bonds)[0]
     assert missing == 0
     assert extra == 0 or psmiles == "*CC(*)C[N+](C)(C)C", "only the crowded cation touches itself when it is stretched"
     bare = Chem.RWMol()
@@ -253,15 +253,15 @@ def test_connectivity_reads_back_and_agrees_with_rdkit(psmiles: str) -> None:
     conformer = Chem.Conformer(len(x_ang))
     conformer.SetPositions(x_ang)
     bare.AddConformer(conformer)
-    rdDetermineBonds.DetermineConnectivity(bare, useVdw=True, covFactor=metrics.COVALENT_FACTOR)
+    rdDetermineBonds.DetermineConnectivity(bare, useVdw=True, covFactor=COVALENT_FACTOR)
     theirs = {tuple(sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx()))) for b in bare.GetBonds()}
-    assert theirs == set(map(tuple, metrics.bonds_from_distances(x_ang, radii).tolist()))
+    assert theirs == set(map(tuple, bonds_from_distances(x_ang, radii).tolist()))
 
 
 def test_a_stretched_and_a_collapsed_chain_are_caught(styrene: Reference) -> None:
     broken = styrene.x_ang[:1].copy()
     broken[:, 20:] += 30.0
-    missing, extra = metrics.connectivity(broken, styrene.covalent_ang, styrene.tables.bonds)[0]
+    missing, extra = connectivity(broken, styrene.covalent_ang, styrene.tables.bonds)[0]
     assert missing >= 1
     assert extra == 0
     values = measure(styrene, Attempts(broken)).values

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_shards.chem.chain import chain_mol
+from data_shards.conformers.quality import connectivity
 from data_shards.reader import ShardSet
 from data_shards.schema import PolymerSample, chain_bonds, chain_elements
 from foundation.evaluation import metrics, parts, table
@@ -124,7 +125,7 @@ def test_etkdg_atoms_are_those_of_the_window(psmiles: str, part: str) -> None:
         assert made.reasons == ()
         assert (handedness(tables, made.x_ang) == found.law.handedness).all()
         assert np.abs(metrics.distances(made.x_ang, tables.bonds) - lengths).max() < tolerance_ang
-        assert (metrics.connectivity(made.x_ang, found.law.covalent_ang, tables.bonds)[:, 0] == 0).all(), "a bond is missing"
+        assert (connectivity(made.x_ang, found.law.covalent_ang, tables.bonds)[:, 0] == 0).all(), "a bond is missing"
 
 
 @pytest.mark.parametrize(("psmiles", "cis"), [("*C/C=C\\C*", True), ("*C/C=C/C*", False)])
