@@ -57,6 +57,7 @@ def main(
     name: Annotated[str, typer.Option("--set", help="name of the set in the results")] = "molecules",
     split: Annotated[str, typer.Option(help="of the shards; all: every split, for a set that was not trained on")] = "test",
     steps: Annotated[list[int] | None, typer.Option(help="solver steps; may be repeated")] = None,
+    about: Annotated[str, typer.Option(help="a sentence about the set, for the page")] = "",
     limit: Annotated[int, typer.Option(help="molecules, at most")] = 200,
     most: Annotated[int, typer.Option(help="references of a molecule, at most")] = 20,
     out: Annotated[Path, typer.Option(help="numbers; other sets in the file stay")] = RESULTS,
@@ -65,7 +66,8 @@ def main(
     """Draw, compare, write."""
     ensembles = read(shards, split, limit, most)
     network, _ = load_model(str(model))
-    made: dict[str, Any] = {"commit": commit(), "processor": processor(), "model": str(model), "molecules": len(ensembles), "methods": {}}
+    made: dict[str, Any] = {"command": f"python -m benchmarks.molecule_conformers {model} {shards} --set {name} --split {split}"}
+    made |= {"about": about, "commit": commit(), "processor": processor(), "molecules": len(ensembles), "methods": {}}
     made["atoms"] = float(np.mean([len(own.graph.elements) for own in ensembles]))
     made["references"] = float(np.mean([len(own.references) for own in ensembles]))
     methods: dict[str, Callable[[Ensemble, int, int], Drawn]] = {
