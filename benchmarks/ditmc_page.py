@@ -105,8 +105,8 @@ def _figure(found: dict[str, Any]) -> None:
             labels = [label for label in own["methods"] if "updates" in label]
             last = max(map(_updates, labels))
             at = {_steps(label) for label in labels if _updates(label) != last}
-            over = sorted((_updates(label), own["methods"][label][part]) for label in labels if not at or _steps(label) in at)
-            steps = sorted((_steps(label), own["methods"][label][part]) for label in labels if _updates(label) == last)
+            over = {_updates(label): own["methods"][label][part] for label in labels if not at or _steps(label) in at}
+            steps = {_steps(label): own["methods"][label][part] for label in labels if _updates(label) == last}
             for axes, points in ((row[1], over), (row[2], steps)):
                 axes.plot([x for x, _ in points], [values["amr_r_ang"] for _, values in points], "o-", color=colour, label=f"{name}, AMR-R")
                 axes.plot(
