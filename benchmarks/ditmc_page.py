@@ -108,10 +108,9 @@ def _figure(found: dict[str, Any]) -> None:
             over = {_updates(label): own["methods"][label][part] for label in labels if not at or _steps(label) in at}
             steps = {_steps(label): own["methods"][label][part] for label in labels if _updates(label) == last}
             for axes, points in ((row[1], over), (row[2], steps)):
-                axes.plot([x for x, _ in points], [values["amr_r_ang"] for _, values in points], "o-", color=colour, label=f"{name}, AMR-R")
-                axes.plot(
-                    [x for x, _ in points], [values["amr_p_ang"] for _, values in points], "s--", color=colour, label=f"{name}, AMR-P"
-                )
+                for kind, style in (("R", "o-"), ("P", "s--")):
+                    curve = sorted((x, values[f"amr_{kind.lower()}_ang"]) for x, values in points.items())
+                    axes.plot(*zip(*curve, strict=True), style, color=colour, label=f"{name}, AMR-{kind}")
             if part == "unit":
                 row[0].plot(*zip(*own["curve"], strict=True), "o-", color=colour, label=name)
         for method in ("ETKDG", "ETKDG + MMFF94"):
