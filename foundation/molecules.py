@@ -234,6 +234,12 @@ def pair_classes(bond_atom: Tensor, mask: Tensor, turn: Tensor | None = None, si
     return classes * (mask[:, :, None] & mask[:, None])
 
 
+def possible_classes(num_atoms: int) -> list[int]:
+    """Classes that pairs of molecules of at most so many atoms can have: n atoms are at most n - 1 bonds apart."""
+    nearest = dict(enumerate((0, *(last + 1 for last in (0, *HOPS[:-1])))))  # bonds that a class begins with
+    return [k for k in range(NUM_CLASSES) if nearest.get(k, 0) < max(num_atoms, 1)]
+
+
 def _hop_classes(bond_atom: Tensor, mask: Tensor) -> Tensor:
     """(B, n, n) without configurations: who reaches whom within HOPS bonds, each a product of two before it."""
     rows, n = mask.shape
@@ -271,5 +277,5 @@ def _long_hop_classes(bond_atom: Tensor, mask: Tensor) -> Tensor:
 
 __all__ = [
     "BONDS", "CIS", "FAR", "FEATURES", "HOPS", "NUM_CLASSES", "TRANS", "TURN_AFTER", "TURN_BEFORE",
-    "Molecules", "chain_atoms", "pair_classes", "turns",
+    "Molecules", "chain_atoms", "pair_classes", "possible_classes", "turns",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from rdkit.Chem import AllChem
 from data_shards.chem.molecule import read_molecule
 from data_shards.chem.repeat_unit import build_unit
 from data_shards.schema import chain_bonds, chain_elements
-from foundation.molecules import CIS, FAR, FEATURES, HOPS, TRANS, TURN_AFTER, TURN_BEFORE, Molecules
+from foundation.molecules import CIS, FAR, FEATURES, HOPS, TRANS, TURN_AFTER, TURN_BEFORE, Molecules, possible_classes
 from tests.ditmc.given import SMILES, conditions, molecules_of
 
 
@@ -39,6 +39,15 @@ def test_distances_are_those_of_rdkit() -> None:
         assert (found[:, n:] == 0).all()
     assert molecules.classes[-1, 0, 1] == FAR
     assert molecules.num_pieces == len(texts) + 1 + int((~molecules.mask).sum())
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 18, 24, 25, 64, 65, 300, 513, 514])
+def test_few_atoms_cannot_be_far_apart(length: int) -> None:
+    found = molecules_of(["C" * length], hydrogens=False)[0].classes.unique().tolist()
+    possible = possible_classes(length)
+    assert set(found) <= set(possible)
+    hops = [k for k in possible if 0 < k < FAR]
+    assert max(hops, default=0) == max((k for k in found if k < FAR), default=0), "and no class is listed in vain"
 
 
 def test_long_distances_lie_in_a_few_classes() -> None:

@@ -10,7 +10,7 @@ from e3nn import o3
 from torch import Tensor
 
 from foundation.geometry.rotations import random_rotations
-from foundation.molecules import NUM_CLASSES, Molecules
+from foundation.molecules import NUM_CLASSES, Molecules, possible_classes
 from foundation.objectives.ditmc.config import DiTMCConfig
 from foundation.objectives.ditmc.equivariant import NUM_RADIAL, Basis, EquivariantTransformer, KindAttention, KindBlock, Tokens, bernstein
 from foundation.objectives.ditmc.model import DiTMC
@@ -157,7 +157,7 @@ def test_attention_by_classes_is_attention_by_pairs() -> None:
     config = DiTMCConfig(width=32, num_heads=4)
     torch.manual_seed(1)
     layer, y, table = Attention(config), torch.randn(3, 9, 32), torch.randn(NUM_CLASSES + 1, 32)
-    classes = torch.randint(0, NUM_CLASSES, (3, 9, 9))
+    classes = torch.tensor([*possible_classes(9), NUM_CLASSES])[torch.randint(0, 14, (3, 9, 9))]
     mask = torch.arange(9) < torch.tensor([9, 6, 1])[:, None]
     with torch.no_grad():
         one = layer.by_class(y, table, classes, mask)

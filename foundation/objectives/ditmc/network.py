@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from foundation.molecules import BONDS, FEATURES, NUM_CLASSES, Molecules
+from foundation.molecules import BONDS, FEATURES, NUM_CLASSES, Molecules, possible_classes
 from foundation.objectives.ditmc.config import DiTMCConfig
 
 NUM_ELEMENTS = 119
@@ -191,12 +191,12 @@ class Attention(nn.Module):
         split = (self.heads, width // self.heads)
         query, key, value = (own.view(rows, n, *split).transpose(1, 2) for own in self.qkv(y).chunk(3, -1))  # (B, H, n, d)
         r, f = (own.view(-1, self.heads, 1, split[1]) for own in self.gates(table).chunk(2, -1))  # (C, H, 1, d)
-        logits = y.new_zeros(rows, self.heads, n, n)
-        for k in range(len(table)):
+        logits, present = y.new_zeros(rows, self.heads, n, n), [*possible_classes(n), NUM_CLASSES]
+        for k in present:
             logits = torch.where((classes == k)[:, None], (query * r[k]) @ key.transpose(2, 3), logits)
         alpha = weights(logits, mask, 0, split[1])
         mixed = torch.zeros_like(value)
-        for k in range(len(table)):
+        for k in present:
             mixed = mixed + (alpha * (classes == k)[:, None]) @ (value * f[k])
         return torch.as_tensor(self.out(mixed.transpose(1, 2).reshape(rows, n, width) * self.scale))
 
