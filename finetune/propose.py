@@ -32,6 +32,9 @@ def main(
     references: Annotated[
         float, typer.Option(help="share of draws that are also told what a polymer of the table with values near the targets looks like")
     ] = 0.5,
+    refine: Annotated[
+        float, typer.Option(help="share of draws that begin from polymers near the targets, of the table or drawn before, partly noise")
+    ] = 0.5,
     like: Annotated[str | None, typer.Option(help="P-SMILES of a polymer that candidates should be like")] = None,
     keep: Annotated[str | None, typer.Option(help="SMILES of a fragment that every candidate has, such as c1ccccc1 or '*C(=O)O'")] = None,
     without: Annotated[str | None, typer.Option(help="elements that no candidate has, separated by commas, such as F,Cl")] = None,
@@ -61,8 +64,9 @@ def main(
         check_absent(out.with_suffix(suffix), overwrite)
     check_numbers(num=num, steps=steps, num_units=num_units)
     check_seed(seed)
-    if not 0 <= references <= 1:
-        raise InputError(f"--references {references:g} must be from 0 to 1; change it")
+    for name, share in (("references", references), ("refine", refine)):
+        if not 0 <= share <= 1:
+            raise InputError(f"--{name} {share:g} must be from 0 to 1; change it")
     if draws < 1 or structures < 0 or guidance < 0:
         name, value, bound = next(
             own for own in (("draws", draws, 1), ("structures", structures, 0), ("guidance", guidance, 0)) if own[1] < own[2]
@@ -70,7 +74,10 @@ def main(
         raise InputError(f"--{name} {value:g} must be >= {bound}; change it")
     targets = (*(target or ()), *words.args)
     asked = prepare(
-        Request(model, targets, num, out, draws, guidance, steps, references, like, keep, without, checkpoint, structures, num_units, seed)
+        Request(
+            model, targets, num, out, draws, guidance, steps, references, refine, like, keep, without, checkpoint,
+            structures, num_units, seed,
+        )
     )  # fmt: skip
     if dry_run:
         wanted = ", ".join(str(own) for own in asked.targets) or "any polymer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_shards.errors import PolymerError
 from data_shards.progress import Progress
-from finetune.design.graphs import MAX_ATOMS, Graph, write_psmiles
+from finetune.design.graphs import MAX_ATOMS, Graph, collate, write_psmiles
 from finetune.design.network import Asked
 from finetune.design.sample import Fixed, SampleSettings, sample
 from finetune.design.saved import Generator
@@ -46,12 +46,20 @@ class Wishes:
         reference: (M, R) projected embeddings of polymers that they should be like; NaN: none.
         fixed: a fragment that all have.
         forbidden: classes of atoms that none has.
+        parents: M graphs that drawing begins from, turned into noise up to the time `since`; none: from noise alone.
+        since: share of the whole process.
     """
 
     values: NDArray[np.float64]
     reference: NDArray[np.float32]
     fixed: Fixed | None = None
     forbidden: tuple[int, ...] = ()
+    parents: tuple[Graph, ...] = ()
+    since: float = 1.0
+
+    def rows(self, places: NDArray[np.int64]) -> Wishes:
+        """Some of them, without parents."""
+        return replace(self, values=self.values[places], reference=self.reference[places])
 
 
 def draw_sizes(generator: Generator, values: NDArray[np.float64], rng: np.random.Generator, fewest: int = 3) -> NDArray[np.int64]:
@@ -94,7 +102,10 @@ def draw_polymers(generator: Generator, wishes: Wishes, settings: SampleSettings
         bars: where progress is shown.
     """
     fewest = 3 if wishes.fixed is None else wishes.fixed.graph.atoms.shape[1] + 1
-    size = draw_sizes(generator, wishes.values, np.random.default_rng([seed, 3]), fewest)
+    if wishes.parents:
+        size = np.array([len(own.atoms) for own in wishes.parents])
+    else:
+        size = draw_sizes(generator, wishes.values, np.random.default_rng([seed, 3]), fewest)
     standard = ((wishes.values - generator.mean) / generator.deviation).astype(np.float32)
     prior = generator.prior.without(wishes.forbidden)
     found: dict[int, Outcome] = {}
@@ -102,7 +113,8 @@ def draw_polymers(generator: Generator, wishes: Wishes, settings: SampleSettings
         for number, rows in enumerate(packed(np.argsort(size, kind="stable"), size, settings.pairs)):
             rng = torch.Generator().manual_seed(seed * 100_003 + number)
             asked = Asked(torch.from_numpy(standard[rows]), torch.from_numpy(wishes.reference[rows]))
-            drawn = sample(generator.denoiser, prior, torch.from_numpy(size[rows]), asked, settings, rng, wishes.fixed)
+            begin = (collate([wishes.parents[k] for k in rows]), wishes.since) if wishes.parents else None
+            drawn = sample(generator.denoiser, prior, torch.from_numpy(size[rows]), asked, settings, rng, wishes.fixed, begin)
             for k, row in enumerate(rows.tolist()):
                 found[row] = outcome(drawn.graphs.one(k), drawn.plain.one(k))
             stage.advance(len(rows))

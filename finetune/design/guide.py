@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,22 @@ class Said:
     embedding: NDArray[np.float32]
     counts: NDArray[np.int16]
     atoms: NDArray[np.int64]
+
+    def some(self, places: NDArray[np.int64]) -> Said:
+        """Of some of the candidates."""
+        chosen: dict[str, Any] = {}
+        for field in fields(self):
+            own = getattr(self, field.name)
+            chosen[field.name] = tuple(own[k] for k in places) if isinstance(own, tuple) else own[places]
+        return Said(**chosen)
+
+    def and_then(self, other: Said) -> Said:
+        """These candidates, then those."""
+        joined: dict[str, Any] = {}
+        for own in (field.name for field in fields(self)):
+            one, two = getattr(self, own), getattr(other, own)
+            joined[own] = one + two if isinstance(one, tuple) else np.concatenate([one, two])
+        return Said(**joined)
 
 
 class Guide:

@@ -20,6 +20,7 @@ from finetune.design.drawing import Outcome, Wishes, draw_polymers, funnel
 from finetune.design.goals import Target, check_reach, parse_targets
 from finetune.design.guide import EASY, SYNTHESIS, Guide, Said, misses, rank, synthetic_accessibility
 from finetune.design.job import GENERATOR, PROPERTY
+from finetune.design.refine import KNOWN, SINCE, Judged, children, nearest_known, parents
 from finetune.design.sample import SampleSettings
 from finetune.design.saved import Generator, load_generator
 from finetune.design.wish import classes_of, fragment
@@ -43,6 +44,7 @@ class Request:
     guidance: float
     steps: int
     references: float
+    refine: float
     like: str | None
     keep: str | None
     without: str | None
@@ -125,14 +127,11 @@ def propose(asked: Asked) -> None:
     request, bars, start = asked.request, progress(), time.perf_counter()
     for sentence in asked.said:
         print(f"note: {sentence}")
-    wishes = wishes_of(asked, bars)
-    settings = SampleSettings(steps=request.steps, guidance=request.guidance)
-    outcomes = draw_polymers(asked.generator, wishes, settings, request.seed, bars)
-    groups = [canonicalise(own.psmiles).group if own.psmiles else "" for own in outcomes]
+    outcomes, groups, judged = drawn(asked, bars)
     counted = funnel(outcomes, groups, asked.generator.seen)
     if not any(groups):
         raise InputError(f"none of {len(outcomes)} drawn graphs is a polymer ({counted['reasons']}); raise --num, or ask for less at once")
-    found = candidates(asked, outcomes, groups, bars)
+    found = candidates(asked, judged, bars)
     seconds = time.perf_counter() - start
     request.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(request.out, _table(asked, found).encode())
@@ -144,6 +143,7 @@ def propose(asked: Asked) -> None:
         "steps": request.steps,
         "seed": request.seed,
         "references": request.references,
+        "refine": request.refine,
         "like": request.like,
         "keep": request.keep,
         "without": request.without,
@@ -155,6 +155,50 @@ def propose(asked: Asked) -> None:
     show(asked, found, counted, seconds)
     if request.structures:
         _structures(asked, found, bars)
+
+
+def drawn(asked: Asked, bars: Progress) -> tuple[list[Outcome], list[str], Judged]:
+    """Everything that was drawn, the canonical name of each, "" of what is no polymer, and what property models say of distinct ones.
+
+    A share of the draws is kept for rounds that begin from the best polymers so far; see refine.
+    """
+    request, generator = asked.request, asked.generator
+    wishes, settings = wishes_of(asked, bars), SampleSettings(steps=request.steps, guidance=request.guidance)
+    rng = np.random.default_rng([request.seed, 6])
+    later = (
+        rng.random(len(wishes.values)) < request.refine
+        if asked.targets and request.keep is None
+        else np.zeros(len(wishes.values), dtype=bool)
+    )
+    rounds = [rows for rows in np.array_split(np.flatnonzero(later), len(SINCE)) if len(rows)]
+    outcomes = draw_polymers(generator, wishes.rows(np.flatnonzero(~later)), settings, request.seed, bars)
+    groups = _groups(outcomes)
+    judged = Judged().more([str(own.psmiles) for own in outcomes], groups, asked.guide, bars)
+    if not rounds:
+        return outcomes, groups, judged
+    labelled = np.flatnonzero(generator.known.labelled) if request.like is None else np.zeros(0, dtype=np.int64)
+    near = labelled[nearest_known(generator.known.values[labelled], wishes.values, generator.deviation, KNOWN)]
+    known = Judged().more([generator.known.psmiles[k] for k in near], [generator.known.groups[k] for k in near], asked.guide, bars)
+    for number, (rows, since) in enumerate(zip(rounds, SINCE, strict=False), start=1):
+        pool = known.joined(judged)
+        graphs = parents(pool, _miss(asked, pool), wishes.forbidden, len(rows), rng) if pool.psmiles else []
+        asked_for = children(wishes, rows, graphs, since) if graphs else wishes.rows(rows)
+        more = draw_polymers(generator, asked_for, settings, request.seed + 7919 * number, bars)
+        outcomes += more
+        groups += _groups(more)
+        judged = judged.more([str(own.psmiles) for own in more], groups[-len(more) :], asked.guide, bars)
+    return outcomes, groups, judged
+
+
+def _groups(outcomes: Sequence[Outcome]) -> list[str]:
+    return [canonicalise(own.psmiles).group if own.psmiles else "" for own in outcomes]
+
+
+def _miss(asked: Asked, judged: Judged) -> NDArray[np.float64]:
+    """(K,) how far from the targets, in deviations."""
+    assert judged.said is not None
+    columns = [[task.name for task in asked.generator.tasks].index(target.task.name) for target in asked.targets]
+    return misses(asked.targets, judged.said, columns, asked.generator.deviation)
 
 
 def wishes_of(asked: Asked, bars: Progress) -> Wishes:
@@ -206,28 +250,20 @@ def references_of(asked: Asked, values: NDArray[np.float64], rng: np.random.Gene
     return out
 
 
-def candidates(asked: Asked, outcomes: Sequence[Outcome], groups: Sequence[str], bars: Progress) -> Candidates:
-    """Distinct polymers with predictions, ranked: near the targets, easy to make, unlike each other, new ones first."""
-    first: dict[str, int] = {}
-    for k, name in enumerate(groups):
-        if name:
-            first.setdefault(name, k)
-    names = tuple(first)
-    texts = tuple(str(outcomes[k].psmiles) for k in first.values())
+def candidates(asked: Asked, judged: Judged, bars: Progress) -> Candidates:
+    """Distinct polymers ranked: near the targets, easy to make, unlike each other, new ones first."""
+    texts, names, said = judged.psmiles, judged.groups, judged.said
     new = np.array([name not in asked.generator.seen for name in names])
     accessibility = synthetic_accessibility(texts)
-    said = None if asked.guide is None else asked.guide.say(texts, bars)
-    miss, kept = np.zeros(len(names)), np.ones(len(names), dtype=bool)
     if said is None:
         from finetune.fingerprints import features
 
         own = features(texts, 0, bars)
+        miss, kept = np.zeros(len(names)), np.ones(len(names), dtype=bool)
         counts, atoms = np.zeros((len(names), own.counts.shape[1]), dtype=np.int16), np.ones(len(names), dtype=np.int64)
         counts[own.kept], atoms[own.kept] = own.counts, own.atoms
     else:
-        columns = [[task.name for task in asked.generator.tasks].index(target.task.name) for target in asked.targets]
-        miss, kept = misses(asked.targets, said, columns, asked.generator.deviation), said.kept
-        counts, atoms = said.counts, said.atoms
+        miss, kept, counts, atoms = _miss(asked, judged), said.kept, said.counts, said.atoms
     cost = miss + SYNTHESIS * np.maximum(accessibility - EASY, 0.0) + np.where(new, 0.0, 1.0)
     usable = np.flatnonzero(kept & np.isfinite(cost))
     order = usable[rank(cost[usable], counts[usable], atoms[usable], asked.request.num)]

@@ -94,6 +94,7 @@ def sample(
     settings: SampleSettings,
     rng: torch.Generator,
     fixed: Fixed | None = None,
+    begin: tuple[Graphs, float] | None = None,
 ) -> Drawn:
     """Draw a graph for each row.
 
@@ -105,9 +106,14 @@ def sample(
         settings: how.
         rng: of everything drawn.
         fixed: what every graph has.
+        begin: graphs of these sizes and the share of the process up to which they are turned into noise first; None: noise alone.
     """
-    now = draw_prior(prior, size, rng)
     times = (STEPS * torch.linspace(1, 0, settings.steps + 1) ** settings.power).tolist()
+    if begin is None:
+        now = draw_prior(prior, size, rng)
+    else:
+        times = [begin[1] * STEPS, *(t for t in times if t < begin[1] * STEPS)]
+        now = noised(begin[0], torch.full((len(size),), times[0]), prior, rng)
     allowed = (prior.atoms > 0).float()
     for t, s in zip(times[:-1], times[1:], strict=True):
         now = _hold(now, fixed, t, prior, rng)
