@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foundation.molecules import Molecules
 from foundation.objectives.ditmc import prior as priors
-from foundation.objectives.ditmc.flow import EDGE, Path, follow
+from foundation.objectives.ditmc.flow import EDGE, MOVED_ANG, Path, follow
 from foundation.objectives.ditmc.prior import draw_prior
 from tests.ditmc.given import molecules_of, rng
 
@@ -215,3 +215,19 @@ def test_superposition_agrees_with_scipy() -> None:
     for k in range(4):
         expected, _ = Rotation.align_vectors(y[k].numpy(), x[k].numpy())
         assert np.abs(found[k].numpy() - expected.as_matrix()).max() < 1e-6
+
+
+@pytest.mark.parametrize("noise", ["bridge", "none", "const"])
+def test_what_a_network_has_to_say_is_of_order_one(noise: str) -> None:
+    """Atoms that move by 1.5 angstrom: (x1 - x) over the scale has deviation one at all times, and none is lost."""
+    path, rng = Path(noise, 0.5), torch.Generator().manual_seed(0)
+    x0, moved, z = (torch.randn(4, 20_000, 3, generator=rng, dtype=torch.float64) for _ in range(3))
+    x1 = x0 + MOVED_ANG * moved
+    t = torch.tensor([0.0, 0.3, 0.8, 0.99], dtype=torch.float64)
+    x = path.between(x0, x1, z, t)
+    unit = path.clean(x, t, torch.ones_like(x)) - x
+    said = (x1 - x) / unit
+    assert torch.allclose(said.flatten(1).std(1), torch.ones(4, dtype=torch.float64), atol=0.02)
+    assert torch.allclose(path.clean(x, t, said), x1)
+    late = torch.full((4,), 1.0, dtype=torch.float64)
+    assert torch.allclose(path.clean(x, late, said), x) == (noise != "const")

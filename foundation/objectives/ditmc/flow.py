@@ -24,6 +24,7 @@ from foundation.objectives.ditmc.config import DiTMCConfig
 
 LATEST_WEIGHT = 0.9  # time beyond which the weight of a clean prediction no longer grows
 EDGE = 1e-3  # of time, which velocities are not learned in, as they need not be finite there
+MOVED_ANG = 1.5  # how far atoms move from prior to data, about: root mean square of a coordinate
 BEND = 0.025  # t (1 - t) below which the weight of predicted noise no longer grows
 
 Heads = Callable[
@@ -74,6 +75,15 @@ class Path:
         """x_t, (B, ...) at times t (B,)."""
         t = _over(t, x1)
         return (1 - t) * x0 + t * x1 + self.gamma(t) * z
+
+    def clean(self, x: Tensor, t: Tensor, said: Tensor) -> Tensor:
+        """Clean atoms (B, ...) of what a network says, (B, ...) of order one: x + said x how far x is away, about.
+
+        A network that had to say the atoms themselves would have to copy them at late times, which it does badly; so it says a difference
+        (Karras et al., EDM, arXiv 2206.00364, table 1: predictions that are preconditioned).
+        """
+        t = _over(t, x)
+        return x + (((1 - t) * MOVED_ANG).square() + self.gamma(t).square()).sqrt() * said
 
     def errors(self, predicted: tuple[Tensor, Tensor], x0: Tensor, x1: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(B, n) weighted squared errors of each atom, a third of the sum over x, y, z: of clean or velocity, and of noise."""

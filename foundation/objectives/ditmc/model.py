@@ -97,6 +97,7 @@ class DiTMC(nn.Module):
     def heads(self, x: Tensor, t: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """(B, n, 3) clean atoms or velocities, and noise, both centred."""
         first, second = self.network(x, t, known).float().chunk(2, -1)
+        first = first if self.config.predict == "velocity" else self.path.clean(x, t, first)
         return centre(first, known.mask), centre(second, known.mask)
 
     # ------------------------------------------------------------------------------------------------------------------ sample

@@ -42,7 +42,7 @@ class DiTMCHead(nn.Module):
         one = self._said(x_ang, t, view, z, view.handedness)
         other = self._said(x_ang * flip, t, view, Graded(z.even, -z.odd), -view.handedness)
         first, second = (0.5 * (own + image * flip) for own, image in zip(one.chunk(2, -1), other.chunk(2, -1), strict=True))
-        return centre(first, view.mask), centre(second, view.mask)
+        return centre(self.path.clean(x_ang, t, first), view.mask), centre(second, view.mask)
 
     def _said(self, x: Tensor, t: Tensor, view: UnitView, z: Graded, handedness: Tensor) -> Tensor:
         given = torch.cat([z.even, z.odd], -1)[:, None].expand(-1, view.mask.shape[1], -1)
