@@ -130,7 +130,7 @@ COMMANDS: dict[str, Run | Dry | Elsewhere | NotHere] = {
     "python -m foundation.pretrain --recipe ditmc_tiny --shards shards/records --out runs/molecules": Elsewhere(
         "tests/data_shards/test_molecules.py::test_ditmc_trains_on_them_and_polyconfm_refuses"
     ),
-    "python -m foundation.generate --checkpoint runs/molecules --smiles 'C[C@H](O)C(=O)O' --num 20 --out lactic-acid.sdf": Elsewhere(
+    "python -m foundation.generate --checkpoint runs/molecules --smiles 'OC(=O)/C=C/C(=O)O' --num 20 --out fumaric-acid.sdf": Elsewhere(
         "tests/sampling/test_molecules.py::test_the_file_holds_what_was_made"
     ),
     "python -m foundation.pretrain --recipe polyconfm_tiny --shards shards/textbook --out runs/slot objective.local_head=ditmc": Run(

@@ -183,7 +183,7 @@ def test_one_molecule_is_learned_by_heart() -> None:
     once = Molecules.of_graphs([read_molecule(mol)])
     molecules = once.repeated(32)
     torch.manual_seed(0)
-    model = DiTMC(DiTMCConfig(width=128, num_heads=4, num_layers=4, steps=50))
+    model = DiTMC(DiTMCConfig(scheme="pe3", width=64, num_heads=4, num_layers=4, steps=50))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     noise = rng(1)
     for step in range(2000):
