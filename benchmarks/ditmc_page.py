@@ -36,7 +36,7 @@ polymers.
 SPEEDS = """## Speed
 
 Oligomers of polystyrene, {steps} Euler steps, {processor}, {threads} thread{s}, commit {commit}: seconds of a conformation. The flow
-makes heavy atoms, ETKDG needs hydrogens too. A method that needs more than two minutes is not tried on more atoms. `{command}`
+makes heavy atoms, ETKDG needs hydrogens too. ETKDG is not tried on more atoms once it needs more than two minutes. `{command}`
 """
 
 
