@@ -20,6 +20,25 @@ COLUMNS = {
     "cov_r_050_fraction": "COV-R 0.5 Å", "cov_r_075_fraction": "COV-R 0.75 Å", "amr_r_ang": "AMR-R, Å",
     "cov_p_050_fraction": "COV-P 0.5 Å", "cov_p_075_fraction": "COV-P 0.75 Å", "amr_p_ang": "AMR-P, Å",
 }  # fmt: skip
+TRAINING = """## What was trained
+
+Chains: 1,600 rows of the public corpus with units of at most 12 heavy atoms and no flag, drawn at random.
+
+```sh
+python -m data_shards.build --input oligomers.csv --out shards/oligomers --num-units 3 --conformers 16 --test-fraction 0.06
+python -m foundation.pretrain --recipe ditmc_tiny --shards shards/oligomers --out runs/ditmc-pe3 objective.scheme=pe3 objective.width=64 \\
+    data.token_budget=400 train.micro_batches_per_step=1 train.num_threads=1 train.num_steps=4000 train.keep_every=1000
+```
+
+Molecules: QM9 (a sample of 10,994) and monomers of SPICE, as `benchmarks.molecule_sets` writes them; drug-like ones of Hutchison's benchmark
+to be tried on.
+
+```sh
+python -m data_shards.build --source molecules --input qm9.sdf --out shards/qm9 --test-fraction 0.1
+python -m foundation.pretrain --recipe ditmc_tiny --shards shards/qm9=0.5 --shards shards/spice=0.5 --out runs/ditmc-molecules \\
+    objective.scheme=pe3 objective.width=64 data.token_budget=400 train.micro_batches_per_step=1 train.num_threads=1 train.num_steps=4500
+```
+"""
 HEADING = "# DiTMC, measured"
 TOP = """Coverage and matching of generated conformations of polymers and molecules that no network saw. *R* asks how many references are
 met, *P* how many of the generated meet one; everything that was attempted is counted, and RMSD is of heavy atoms, smallest over equivalent
@@ -42,7 +61,7 @@ makes heavy atoms, ETKDG needs hydrogens too. ETKDG is not tried on more atoms o
 
 def main() -> None:
     """Write the page."""
-    parts = [HEADING, TOP]
+    parts = [HEADING, TOP, TRAINING]
     if CHAINS.is_file():
         parts += _chains(json.loads(CHAINS.read_text()))
     if MOLECULES.is_file():
@@ -119,7 +138,9 @@ def _figure(found: dict[str, Any]) -> None:
                 axes.axhline(value, color=COLOURS[method], linestyle=":", label=f"{method}, AMR-R")
         row[1].set(xlabel="updates", ylabel="AMR, angstrom", title=f"{part}, over training")
         row[2].set(xlabel="solver steps", ylabel="AMR, angstrom", title=f"{part}, over solver steps", xscale="log")
-    panels[0, 0].set(xlabel="updates", ylabel="loss", title="held-out loss", yscale="log")
+        row[2].set_xticks(every := sorted(steps), [str(x) for x in every])
+        row[2].minorticks_off()
+    panels[0, 0].set(xlabel="updates", ylabel="loss", title="held-out loss")
     panels[0, 0].legend(frameon=False, fontsize=8)
     panels[1, 0].set_axis_off()
     handles, labels = panels[0, 1].get_legend_handles_labels()
@@ -131,9 +152,9 @@ def _molecules(found: dict[str, Any]) -> list[str]:
     made = ["## Molecules"]
     for name, own in found.items():
         size = f"{own['atoms']:.1f} atoms and {own['references']:.1f} references each"
-        told = f"**{name}**: {own['molecules']} molecules, {size}; {own['about']}"
+        told = f"**{name}**: {own['molecules']} molecules, {size}; {own['about']}."
         rows = [[method, *_cells_or_none(values), f"{values['seconds_per_conformation']:.4f}"] for method, values in own["methods"].items()]
-        made += [f"{told} `{own['command']}`, {own['commit']}.", _table(["method", *COLUMNS.values(), "seconds"], rows)]
+        made += [f"{told} `{own['command']}`, {own['commit']}", _table(["method", *COLUMNS.values(), "seconds"], rows)]
     return made
 
 
