@@ -30,7 +30,7 @@ python -m foundation.pretrain --recipe ditmc_tiny --shards shards/oligomers --ou
     data.token_budget=400 train.micro_batches_per_step=1 train.num_threads=1 train.num_steps=4000 train.keep_every=1000
 ```
 
-Molecules: QM9 (a sample of 10,994) and monomers of SPICE, as `benchmarks.molecule_sets` writes them; drug-like ones of Hutchison's benchmark
+Molecules: QM9 (a sample of 10,994) and monomers of SPICE, as `benchmarks.molecule_sets` writes them; drug-like ones of Hutchison's set
 to be tried on.
 
 ```sh
