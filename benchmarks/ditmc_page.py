@@ -47,7 +47,7 @@ TRAINED = """## Repeat units and oligomers
 
 {polymers} held-out polymers of `shards/oligomers` (chains of three repeat units of at most 12 heavy atoms, 16 conformations each of the
 grow engine). A unit is the middle one, an oligomer the chain, stars included; two are generated for each reference. Numbers are means over
-polymers.
+polymers; seconds of a chain are of one thread beside other work.
 
 | network | parameters | updates | seconds of one core | loss of held-out chains | loss of the mean of the prior | ratio | command |
 |---|---:|---:|---:|---:|---:|---:|---|

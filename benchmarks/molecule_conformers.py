@@ -66,7 +66,7 @@ def main(
     """Draw, compare, write."""
     ensembles = read(shards, split, limit, most)
     network, _ = load_model(str(model))
-    made: dict[str, Any] = {"command": f"python -m benchmarks.molecule_conformers {model} {shards} --set {name} --split {split}"}
+    made: dict[str, Any] = {"command": f"python -m benchmarks.molecule_conformers {model} {shards} --set '{name}' --split {split}"}
     made |= {"about": about, "commit": commit(), "processor": processor(), "molecules": len(ensembles), "methods": {}}
     made["atoms"] = float(np.mean([len(own.graph.elements) for own in ensembles]))
     made["references"] = float(np.mean([len(own.references) for own in ensembles]))
