@@ -54,8 +54,9 @@ polymers; seconds of a chain are of one thread beside other work.
 """
 SPEEDS = """## Speed
 
-Oligomers of polystyrene, {steps} Euler steps, {processor}, {threads} thread{s}, commit {commit}: seconds of a conformation. The flow
-makes heavy atoms, ETKDG needs hydrogens too. ETKDG is not tried on more atoms once it needs more than two minutes. `{command}`
+Oligomers of polystyrene, {steps} Euler steps, {processor}, {threads} thread{s} beside other work, commit {commit}: seconds of a
+conformation. The flow makes heavy atoms, ETKDG needs hydrogens too. ETKDG is not tried on more atoms once it needs more than two minutes.
+`{command}`
 """
 
 

@@ -42,20 +42,23 @@ class Judged:
         """These, then those that are not among them."""
         if self.said is None or other.said is None:
             return other if self.said is None else self
-        kept = np.array([k for k, name in enumerate(other.groups) if name not in self.groups], dtype=np.int64)
+        known = set(self.groups)
+        kept = np.array([k for k, name in enumerate(other.groups) if name not in known], dtype=np.int64)
         texts, names = (tuple(own[k] for k in kept) for own in (other.psmiles, other.groups))
         return Judged(self.psmiles + texts, self.groups + names, self.said.and_then(other.said.some(kept)))
 
     def more(self, psmiles: Sequence[str], groups: Sequence[str], guide: Guide | None, bars: Progress) -> Judged:
         """With those of (psmiles, groups) that are not among them; "" are no polymers."""
-        fresh = {name: text for name, text in zip(reversed(groups), reversed(psmiles), strict=True) if name and name not in self.groups}
-        names = [name for name in dict.fromkeys(groups) if name in fresh]
-        if not names:
+        known, fresh = set(self.groups), dict[str, str]()
+        for name, text in zip(groups, psmiles, strict=True):
+            if name and name not in known:
+                fresh.setdefault(name, text)
+        if not fresh:
             return self
-        texts = tuple(fresh[name] for name in names)
+        names, texts = tuple(fresh), tuple(fresh.values())
         said = None if guide is None else guide.say(texts, bars)
         joined = said if self.said is None or said is None else self.said.and_then(said)
-        return Judged(self.psmiles + texts, self.groups + tuple(names), joined)
+        return Judged(self.psmiles + texts, self.groups + names, joined)
 
 
 def nearest_known(

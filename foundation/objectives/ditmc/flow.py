@@ -123,6 +123,12 @@ class Path:
         return (s - t) * (first - origin) + (then - now) * z
 
 
+def guided(told: tuple[Tensor, Tensor], null: tuple[Tensor, Tensor], scale: float) -> tuple[Tensor, Tensor]:
+    """Predictions moved from those of the null branch through those of what was told: 1 is what was told, 0 the null branch."""
+    first, second = (other + scale * (own - other) for own, other in zip(told, null, strict=True))
+    return first, second
+
+
 def _over(t: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...) beside x (B, ...)."""
     return t.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
@@ -157,4 +163,4 @@ def follow(path: Path, heads: Heads, x: Tensor, solver: str, steps: int, toleran
     return x
 
 
-__all__ = ["EDGE", "Heads", "Path", "follow"]
+__all__ = ["EDGE", "Heads", "Path", "follow", "guided"]

@@ -17,7 +17,7 @@ from foundation.molecules import Molecules, chain_atoms
 from foundation.objectives.base import Capabilities, Embeddings, Failure, LossOut, Samples
 from foundation.objectives.ditmc.config import DiTMCConfig
 from foundation.objectives.ditmc.equivariant import EquivariantTransformer
-from foundation.objectives.ditmc.flow import Path, follow
+from foundation.objectives.ditmc.flow import Path, follow, guided
 from foundation.objectives.ditmc.network import Conditioner, Known, Transformer
 from foundation.objectives.ditmc.prior import centre, draw_prior
 
@@ -112,11 +112,7 @@ class DiTMC(nn.Module):
 
         def heads(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             told = self.heads(x, t, known)
-            if free is None:
-                return told
-            null = self.heads(x, t, free)
-            first, second = (other + config.guidance * (own - other) for own, other in zip(told, null, strict=True))
-            return first, second
+            return told if free is None else guided(told, self.heads(x, t, free), config.guidance)
 
         x = draw_prior(molecules, config.prior, rng)
         return follow(self.path, heads, x, config.solver, config.steps, config.tolerance)

@@ -9,7 +9,7 @@ from foundation.encoders.unit import BONDED, THREE_BONDS, TWO_BONDS
 from foundation.molecules import FAR, Molecules
 from foundation.nn.parity import Graded, Width
 from foundation.objectives.ditmc.config import DiTMCConfig
-from foundation.objectives.ditmc.flow import Path, follow
+from foundation.objectives.ditmc.flow import Path, follow, guided
 from foundation.objectives.ditmc.network import Known, Transformer
 from foundation.objectives.ditmc.prior import centre, draw_prior
 from foundation.objectives.polyconfm.config import PolyConFMConfig
@@ -67,10 +67,7 @@ class DiTMCHead(nn.Module):
 
         def heads(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             told = self(x, t, view, z)
-            if null is None:
-                return told
-            first, second = (other + guidance * (own - other) for own, other in zip(told, self(x, t, view, null), strict=True))
-            return first, second
+            return told if null is None else guided(told, self(x, t, view, null), guidance)
 
         return view.reframe(follow(self.path, heads, draw_prior(skeleton(view), "harmonic", rng), "euler", self.num_steps))
 
