@@ -174,9 +174,9 @@ def test_recipes_build(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_one_molecule_is_learned_by_heart() -> None:
-    """Eight conformers of one molecule: every one is drawn again, and nothing else."""
+    """Eight conformers of one molecule: every one is drawn again to 0.1 angstrom, and nothing else."""
     mol = Chem.AddHs(Chem.MolFromSmiles("NCCOC(C)CF"))
     AllChem.EmbedMultipleConfs(mol, 8, randomSeed=1)
     mol = Chem.RemoveHs(mol)
@@ -187,9 +187,9 @@ def test_one_molecule_is_learned_by_heart() -> None:
     model = DiTMC(DiTMCConfig(scheme="pe3", width=64, num_heads=4, num_layers=4, steps=50))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     noise = rng(1)
-    for step in range(1600):
+    for step in range(2000):
         for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (1 - step / 1600)
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (1 - step / 2000)
         clean, z = model.errors(molecules, x.repeat(4, 1, 1), noise)
         optimiser.zero_grad()
         (clean + z).mean().backward()
@@ -197,5 +197,5 @@ def test_one_molecule_is_learned_by_heart() -> None:
         optimiser.step()
     made = model.eval().sample_molecules(once.repeated(32), rng(2))
     away = kabsch(made[:, None], x[None].expand(32, -1, -1, -1))[1]
-    assert away.min(1).values.mean() < 0.15
+    assert away.min(1).values.mean() < 0.1
     assert len(set(away.argmin(1).tolist())) >= 6
