@@ -157,8 +157,23 @@ def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made
         wanted = np.repeat(bench.wanted, times, axis=0)
         vectors = _references(bench, made, reference, times)
         outcomes = draw_polymers(made, Wishes(wanted, vectors), SampleSettings(guidance=guidance), bench.seed, progress())
-        alone = sum(own.plain for own in outcomes) / len(outcomes)
-        return [own.psmiles for own in outcomes], [own.reason for own in outcomes], alone, None
+        return _made(outcomes)
+
+    def refined(times: int) -> Made:
+        from finetune.design.drawing import Wishes
+        from finetune.design.refine import Aim, draw_refined
+        from finetune.design.sample import SampleSettings
+
+        wanted, which = (np.repeat(own, times, axis=0) for own in (bench.wanted, bench.target))
+        vectors = _references(bench, made, "training", times)
+        vectors[np.random.default_rng([bench.seed, 8]).random(len(vectors)) < 0.5] = np.nan
+        aims = []
+        for target in np.unique(which):
+            rows = np.flatnonzero(which == target)
+            aims.append(Aim(_targets(made, wanted[rows[0]]), rows))
+        settings = SampleSettings(guidance=2.0)
+        outcomes, _, _ = draw_refined(made, _guide(bench, made), Wishes(wanted, vectors), aims, settings, 0.5, bench.seed, progress())
+        return _made(outcomes)
 
     return {
         "properties only": lambda: drawn(None),
@@ -169,6 +184,7 @@ def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made
         "reference of training, chosen by the property models": lambda: _chosen(
             bench, made, draws, lambda times: drawn("training", times=times)
         ),
+        "as finetune.propose draws, chosen by the property models": lambda: _chosen(bench, made, draws, refined),
         "nearest of training": lambda: _nearest(bench, made),
         "language model": lambda: _language(bench, made, steps),
         "language model, chosen by the property models": lambda: _chosen(
@@ -176,6 +192,11 @@ def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made
         ),
         "genetic search": lambda: _genetic(bench, made, draws),
     }
+
+
+def _made(outcomes: list[Any]) -> Made:
+    alone = sum(own.plain for own in outcomes) / len(outcomes)
+    return [own.psmiles for own in outcomes], [own.reason for own in outcomes], alone, None
 
 
 def _references(bench: Bench, made: Any, kind: str | None, times: int) -> NDArray[np.float32]:
@@ -202,6 +223,14 @@ def _guide(bench: Bench, made: Any) -> Any:
     return _guide_of([bench.model / "property" / task.name for task in made.tasks])
 
 
+def _targets(made: Any, wanted: NDArray[np.float64]) -> tuple[Any, ...]:
+    """Learned values (P,) as targets in their units."""
+    from finetune.design.goals import Target
+
+    values = [float(task.backward(np.array([value]))[0]) for task, value in zip(made.tasks, wanted, strict=True)]
+    return tuple(Target(task, value, value) for task, value in zip(made.tasks, values, strict=True))
+
+
 def _guide_of(folders: list[Path]) -> Any:
     from finetune.design.guide import Guide
 
@@ -210,14 +239,12 @@ def _guide_of(folders: list[Path]) -> Any:
 
 def _costs(bench: Bench, made: Any, texts: list[str], bars: Any) -> Callable[[NDArray[np.float64]], dict[str, float]]:
     """How far polymers are expected to miss a target, as finetune.propose has it; infinite where there is no prediction."""
-    from finetune.design.goals import Target
     from finetune.design.guide import misses
 
     said = _guide(bench, made).say(texts, bars)
 
     def of(wanted: NDArray[np.float64]) -> dict[str, float]:
-        values = [float(task.backward(np.array([value]))[0]) for task, value in zip(made.tasks, wanted, strict=True)]
-        targets = [Target(task, value, value) for task, value in zip(made.tasks, values, strict=True)]
+        targets = _targets(made, wanted)
         cost = np.nan_to_num(misses(targets, said, range(len(targets)), made.deviation), nan=np.inf)
         return dict(zip(texts, cost.tolist(), strict=True))
 

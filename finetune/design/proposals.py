@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.chem.psmiles import canonicalise
 from data_shards.manifest import write_atomic
 from data_shards.progress import Progress, progress
-from finetune.design.drawing import Outcome, Wishes, draw_polymers, funnel
+from finetune.design.drawing import Outcome, Wishes, funnel
 from finetune.design.goals import Target, check_reach, parse_targets
-from finetune.design.guide import EASY, SYNTHESIS, Guide, Said, misses, rank, synthetic_accessibility
+from finetune.design.guide import EASY, SYNTHESIS, Guide, Said, rank, synthetic_accessibility
 from finetune.design.job import GENERATOR, PROPERTY
-from finetune.design.refine import KNOWN, SINCE, Judged, children, nearest_known, parents
+from finetune.design.refine import Aim, Judged, draw_refined, missed
 from finetune.design.sample import SampleSettings
 from finetune.design.saved import Generator, load_generator
 from finetune.design.wish import classes_of, fragment
@@ -158,47 +156,14 @@ def propose(asked: Asked) -> None:
 
 
 def drawn(asked: Asked, bars: Progress) -> tuple[list[Outcome], list[str], Judged]:
-    """Everything that was drawn, the canonical name of each, "" of what is no polymer, and what property models say of distinct ones.
-
-    A share of the draws is kept for rounds that begin from the best polymers so far; see refine.
-    """
-    request, generator = asked.request, asked.generator
-    wishes, settings = wishes_of(asked, bars), SampleSettings(steps=request.steps, guidance=request.guidance)
-    rng = np.random.default_rng([request.seed, 6])
-    later = (
-        rng.random(len(wishes.values)) < request.refine
-        if asked.targets and request.keep is None
-        else np.zeros(len(wishes.values), dtype=bool)
+    """Everything that was drawn, the canonical name of each, "" of what is no polymer, and what property models say of distinct ones."""
+    request, wishes = asked.request, wishes_of(asked, bars)
+    settings = SampleSettings(steps=request.steps, guidance=request.guidance)
+    refined = asked.targets and request.keep is None
+    aims = [Aim(asked.targets, np.arange(len(wishes.values)))] if refined else []
+    return draw_refined(
+        asked.generator, asked.guide, wishes, aims, settings, request.refine, request.seed, bars, table=request.like is None
     )
-    rounds = [rows for rows in np.array_split(np.flatnonzero(later), len(SINCE)) if len(rows)]
-    outcomes = draw_polymers(generator, wishes.rows(np.flatnonzero(~later)), settings, request.seed, bars)
-    groups = _groups(outcomes)
-    judged = Judged().more([str(own.psmiles) for own in outcomes], groups, asked.guide, bars)
-    if not rounds:
-        return outcomes, groups, judged
-    labelled = np.flatnonzero(generator.known.labelled) if request.like is None else np.zeros(0, dtype=np.int64)
-    near = labelled[nearest_known(generator.known.values[labelled], wishes.values, generator.deviation, KNOWN)]
-    known = Judged().more([generator.known.psmiles[k] for k in near], [generator.known.groups[k] for k in near], asked.guide, bars)
-    for number, (rows, since) in enumerate(zip(rounds, SINCE, strict=False), start=1):
-        pool = known.joined(judged)
-        graphs = parents(pool, _miss(asked, pool), wishes.forbidden, len(rows), rng) if pool.psmiles else []
-        asked_for = children(wishes, rows, graphs, since) if graphs else wishes.rows(rows)
-        more = draw_polymers(generator, asked_for, settings, request.seed + 7919 * number, bars)
-        outcomes += more
-        groups += _groups(more)
-        judged = judged.more([str(own.psmiles) for own in more], groups[-len(more) :], asked.guide, bars)
-    return outcomes, groups, judged
-
-
-def _groups(outcomes: Sequence[Outcome]) -> list[str]:
-    return [canonicalise(own.psmiles).group if own.psmiles else "" for own in outcomes]
-
-
-def _miss(asked: Asked, judged: Judged) -> NDArray[np.float64]:
-    """(K,) how far from the targets, in deviations."""
-    assert judged.said is not None
-    columns = [[task.name for task in asked.generator.tasks].index(target.task.name) for target in asked.targets]
-    return misses(asked.targets, judged.said, columns, asked.generator.deviation)
 
 
 def wishes_of(asked: Asked, bars: Progress) -> Wishes:
@@ -263,7 +228,7 @@ def candidates(asked: Asked, judged: Judged, bars: Progress) -> Candidates:
         counts, atoms = np.zeros((len(names), own.counts.shape[1]), dtype=np.int16), np.ones(len(names), dtype=np.int64)
         counts[own.kept], atoms[own.kept] = own.counts, own.atoms
     else:
-        miss, kept, counts, atoms = _miss(asked, judged), said.kept, said.counts, said.atoms
+        miss, kept, counts, atoms = missed(asked.targets, judged, asked.generator), said.kept, said.counts, said.atoms
     cost = miss + SYNTHESIS * np.maximum(accessibility - EASY, 0.0) + np.where(new, 0.0, 1.0)
     usable = np.flatnonzero(kept & np.isfinite(cost))
     order = usable[rank(cost[usable], counts[usable], atoms[usable], asked.request.num)]

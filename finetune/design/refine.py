@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.chem.psmiles import canonicalise
 from data_shards.errors import PolymerError
-from finetune.design.drawing import Wishes
+from finetune.design.drawing import Outcome, Wishes, draw_polymers
 from finetune.design.graphs import Graph, read_graph
-from finetune.design.guide import Said, rank
+from finetune.design.guide import Said, misses, rank
 
 if TYPE_CHECKING:
     from data_shards.progress import Progress
+    from finetune.design.goals import Target
     from finetune.design.guide import Guide
+    from finetune.design.sample import SampleSettings
+    from finetune.design.saved import Generator
 
 SINCE = (0.5, 0.4, 0.3)  # times of the rounds, in shares of the whole process
 PARENTS = 50  # of each round, unlike each other
@@ -77,6 +81,7 @@ def parents(judged: Judged, cost: NDArray[np.float64], forbidden: Sequence[int],
     """
     assert judged.said is not None
     usable = np.flatnonzero(judged.said.kept & np.isfinite(cost))
+    usable = np.sort(usable[np.argsort(cost[usable], kind="stable")[: 10 * PARENTS]])
     order = usable[rank(cost[usable], judged.said.counts[usable], judged.said.atoms[usable], 2 * PARENTS)]
     found: list[tuple[Graph, Graph]] = []
     for place in order:
@@ -101,4 +106,90 @@ def children(wishes: Wishes, rows: NDArray[np.int64], graphs: Sequence[Graph], s
     return replace(own, reference=np.full_like(own.reference, np.nan), parents=tuple(graphs), since=since)
 
 
-__all__ = ["KNOWN", "SINCE", "Judged", "children", "nearest_known", "parents"]
+@dataclass(frozen=True)
+class Aim:
+    """Draws for the same targets.
+
+    Attributes:
+        targets: at least one.
+        rows: of the wishes.
+    """
+
+    targets: tuple[Target, ...]
+    rows: NDArray[np.int64]
+
+
+def missed(targets: Sequence[Target], judged: Judged, generator: Generator) -> NDArray[np.float64]:
+    """(K,) how far polymers are expected to miss targets, in deviations."""
+    assert judged.said is not None
+    columns = [[task.name for task in generator.tasks].index(target.task.name) for target in targets]
+    return misses(targets, judged.said, columns, generator.deviation)
+
+
+def draw_refined(
+    generator: Generator,
+    guide: Guide | None,
+    wishes: Wishes,
+    aims: Sequence[Aim],
+    settings: SampleSettings,
+    share: float,
+    seed: int,
+    bars: Progress,
+    *,
+    table: bool = True,
+) -> tuple[list[Outcome], list[str], Judged]:
+    """One outcome for each row of wishes, the canonical names ("": no polymer), and what property models say of the distinct ones.
+
+    Args:
+        generator: trained.
+        guide: its property models; they choose parents.
+        wishes: what is asked.
+        aims: which rows are for which targets; rows of none are drawn from noise alone.
+        settings: of the sampling.
+        share: of the rows of aims that are kept for rounds of children.
+        seed: of everything drawn.
+        bars: where progress is shown.
+        table: whether polymers of training are parents too.
+    """
+    rng = np.random.default_rng([seed, 6])
+    later = rng.random(len(wishes.values)) < share
+    split = [np.array_split(aim.rows[later[aim.rows]], len(SINCE)) for aim in aims]
+    rounds = [np.concatenate([own[number] for own in split]) for number in range(len(SINCE))] if split else []
+    first = np.setdiff1d(np.arange(len(wishes.values)), np.concatenate([np.zeros(0, dtype=np.int64), *rounds]))
+    found: dict[int, Outcome] = {}
+    names: dict[int, str] = {}
+    judged = known = Judged()
+
+    def add(rows: NDArray[np.int64], asked: Wishes, shift: int) -> None:
+        nonlocal judged
+        if not len(rows):
+            return
+        more = draw_polymers(generator, asked, settings, seed + 7919 * shift, bars)
+        groups = [canonicalise(own.psmiles).group if own.psmiles else "" for own in more]
+        judged = judged.more([str(own.psmiles) for own in more], groups, guide, bars)
+        found.update(zip(rows.tolist(), more, strict=True))
+        names.update(zip(rows.tolist(), groups, strict=True))
+
+    add(first, wishes.rows(first), 0)
+    if table and any(len(rows) for rows in rounds):
+        labelled = np.flatnonzero(generator.known.labelled)
+        values = generator.known.values[labelled]
+        near = np.unique(np.concatenate([nearest_known(values, wishes.values[aim.rows], generator.deviation, KNOWN) for aim in aims]))
+        own = labelled[near]
+        known = known.more([generator.known.psmiles[k] for k in own], [generator.known.groups[k] for k in own], guide, bars)
+    for number, rows in enumerate(rounds):
+        pool = known.joined(judged)
+        bred: list[tuple[NDArray[np.int64], list[Graph]]] = []
+        for aim, own in zip(aims, split, strict=True):
+            if len(own[number]) and pool.psmiles:
+                graphs = parents(pool, missed(aim.targets, pool, generator), wishes.forbidden, len(own[number]), rng)
+                bred += [(own[number], graphs)] if graphs else []
+        theirs = np.concatenate([np.zeros(0, dtype=np.int64), *(own for own, _ in bred)])
+        add(theirs, children(wishes, theirs, [graph for _, graphs in bred for graph in graphs], SINCE[number]), 2 * number + 1)
+        orphans = np.setdiff1d(rows, theirs)
+        add(orphans, wishes.rows(orphans), 2 * number + 2)
+    every = range(len(wishes.values))
+    return [found[row] for row in every], [names[row] for row in every], judged
+
+
+__all__ = ["KNOWN", "SINCE", "Aim", "Judged", "children", "draw_refined", "missed", "nearest_known", "parents"]

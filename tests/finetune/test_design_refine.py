@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.progress import Silent
-from finetune.design.drawing import Wishes
+from finetune.design import refine
+from finetune.design.drawing import Outcome, Wishes
+from finetune.design.goals import Target
 from finetune.design.graphs import Graphs, collate, read_graph, write_psmiles
 from finetune.design.guide import Said
 from finetune.design.network import Asked
 from finetune.design.process import STEPS
-from finetune.design.refine import Judged, children, nearest_known, parents
+from finetune.design.refine import SINCE, Aim, Judged, children, draw_refined, nearest_known, parents
 from finetune.design.sample import SampleSettings, sample
+from finetune.tasks import TASKS
 from tests.finetune.test_design_process import PRIOR, exact_denoiser
 
 TEXTS = ("*CC(*)CCC", "*OC(C)C(=O)*", "*CC(F)(F)C*")
@@ -133,3 +137,48 @@ def test_parents_are_near_and_none_has_what_is_forbidden() -> None:
     assert np.isnan(own.reference).all()
     assert own.since == 0.3
     assert len(own.parents) == 2
+
+
+def ether(length: int) -> str:
+    """A unit of so many atoms with stars, which is as long as text."""
+    return f"*{'C' * (length - 3)}O*"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_every_row_is_drawn_once_and_children_are_of_parents_near_their_own_aim(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Property models that say the length: one aim asks for short units, one for long ones, and ten rows are of no aim."""
+    calls: list[Wishes] = []
+
+    def draw(_: Any, wishes: Wishes, *rest: Any) -> list[Outcome]:
+        calls.append(wishes)
+        rows = wishes.values[:, 1].astype(int)
+        return [Outcome(None, "odd", False) if row % 7 == 3 else Outcome(ether(row + 4), "", True) for row in rows]
+
+    lengths = np.arange(4, 45)
+    values = np.stack([lengths, np.full(len(lengths), np.nan)], axis=1)
+    texts = [ether(length) for length in lengths]
+    known = SimpleNamespace(labelled=lengths > 7, values=values, psmiles=texts, groups=texts)
+    generator: Any = SimpleNamespace(tasks=(TASKS["tg"],), known=known, deviation=np.ones(2))
+    rows = np.arange(60)
+    wishes = Wishes(np.stack([np.where(rows % 2, 40.0, 10.0), rows], axis=1), np.zeros((60, 2), np.float32))
+    aims = [Aim((Target(TASKS["tg"], value, value),), rows[:50][rows[:50] % 2 == odd]) for odd, value in enumerate((10.0, 40.0))]
+    monkeypatch.setattr(refine, "draw_polymers", draw)
+    monkeypatch.setattr(refine, "KNOWN", 5)
+    monkeypatch.setattr(refine, "PARENTS", 3)
+    near = nearest_known
+    monkeypatch.setattr(refine, "nearest_known", lambda table, own, scale, number: near(table[:, :1], own[:, :1], scale[:1], number))
+    guide: Any = Guided()
+    found, names, judged = draw_refined(generator, guide, wishes, aims, SampleSettings(), share, 0, Silent())
+    assert sorted(np.concatenate([own.values[:, 1] for own in calls]).tolist()) == rows.tolist()
+    expected = [None if row % 7 == 3 else ether(row + 4) for row in rows.tolist()]
+    assert [own.psmiles for own in found] == expected, "in the order of the rows"
+    assert [name == "" for name in names] == [text is None for text in expected]
+    assert set(judged.groups) == {name for name in names if name}, "polymers of training are parents, not proposals"
+    bred = [own for own in calls if own.parents]
+    assert tuple(own.since for own in bred) == (SINCE if share else ())
+    for own in bred:
+        assert len(own.parents) == len(own.values)
+        assert own.values[:, 1].max() < 50, "rows of no aim"
+        assert np.abs([len(graph.atoms) for graph in own.parents] - own.values[:, 0]).max() <= 3, "of either aim"
+        assert np.isnan(own.reference).all()
+    assert 35 * share <= sum(len(own.parents) for own in bred) <= 65 * share
