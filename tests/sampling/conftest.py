@@ -6,8 +6,10 @@ import math
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -87,6 +89,14 @@ class LibraryObjective(torch.nn.Module):
             x_ang[layout.heavy_ptr[row]] = torch.nan
         failures = [Failure(row, "gave up") for row in self.fail if row < condition.num_chains]
         return Samples(x_ang, layout.heavy_ptr, failures, to_packed(x_unit, condition.atom_ptr), phi)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What commands load as a checkpoint: a LibraryObjective, or a test module's own OBJECTIVE."""
+    made = getattr(request.module, "OBJECTIVE", LibraryObjective)()
+    monkeypatch.setattr("foundation.train.checkpoint.load_model", lambda path: (made, None))
+    return made
 
 
 def run_command(app: Callable[[], None], *argv: str) -> int:

@@ -22,13 +22,6 @@ from tests.sampling.conftest import LibraryObjective, request_of, run_command
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> LibraryObjective:
-    made = LibraryObjective()
-    monkeypatch.setattr("foundation.train.checkpoint.load_model", lambda path: (made, None))
-    return made
-
-
 def test_batches_do_not_change_the_numbers() -> None:
     requests = [request_of(psmiles, 3) for psmiles in ("*CCO*", "*C*", "*CC(*)C")]
     whole, lost = embed_polymers(LibraryObjective(), requests, 2, 10_000, CPU, Silent())

@@ -22,13 +22,6 @@ from tests.sampling.conftest import LibraryObjective, request_of, run_command
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> LibraryObjective:
-    made = LibraryObjective()
-    monkeypatch.setattr("foundation.train.checkpoint.load_model", lambda path: (made, None))
-    return made
-
-
 def test_units_are_counted_as_written() -> None:
     assert request_of("*CCCC*", 5).num_units == 20
     assert request_of("*CC(*)C", 5).num_units == 5

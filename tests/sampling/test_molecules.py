@@ -39,11 +39,7 @@ class Embedded(nn.Module):
         return x
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Embedded:
-    made = Embedded()
-    monkeypatch.setattr("foundation.train.checkpoint.load_model", lambda path: (made, None))
-    return made
+OBJECTIVE = Embedded
 
 
 def test_conformations_are_judged() -> None:
