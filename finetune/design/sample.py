@@ -135,9 +135,12 @@ def sample(
 # ------------------------------------------------------------------------------------------------------------------- bonds
 
 
-def usage(plain: Tensor, aromatic: Tensor, atoms: Tensor) -> Tensor:
-    """Valences in use: orders of plain bonds and one for each aromatic bond, for carbon in a ring one more."""
-    return plain + aromatic + ((atoms == CARBON) & (aromatic > 0))
+def usage(plain: Tensor, aromatic: Tensor, atoms: Tensor, double: Tensor) -> Tensor:
+    """Valences in use: orders of plain bonds, one for each aromatic bond, and one more for carbon that has its double bond in the ring.
+
+    A carbon with a double bond out of the ring, as in an imide or a pyridone, has none in it.
+    """
+    return plain + aromatic + ((atoms == CARBON) & (aromatic > 0) & ~double)
 
 
 def place_bonds(atoms: Tensor, pairs: Tensor, size: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -220,10 +223,10 @@ class _Bonds:
 
     def _fits(self, places: Tensor) -> Tensor:
         """(B, K) kinds of a further bond that atoms (B,) have room for."""
-        atoms, plain, aromatic = (own[self.row, places] for own in (self.atoms, self.plain, self.aromatic))
+        atoms, plain, aromatic, double = (own[self.row, places][:, None] for own in (self.atoms, self.plain, self.aromatic, self.double))
         order = torch.arange(NUM_KINDS)
-        after = usage(plain[:, None] + torch.where(order < AROMATIC, order, 0), aromatic[:, None] + (order == AROMATIC), atoms[:, None])
-        return (after <= VALENCE[atoms][:, None]) & (aromatic[:, None] + (order == AROMATIC) <= AROMATIC_BONDS[atoms][:, None])
+        after = usage(plain + torch.where(order < AROMATIC, order, 0), aromatic + (order == AROMATIC), atoms, double | (order == DOUBLE))
+        return (after <= VALENCE[atoms]) & (aromatic + (order == AROMATIC) <= AROMATIC_BONDS[atoms])
 
     def add(self, i: Tensor, j: Tensor, wanted: Tensor, forced: bool) -> None:
         """A bond of the likeliest kind that fits, or none where none is likelier and it is not forced."""
@@ -245,7 +248,7 @@ class _Bonds:
 
     def possible(self) -> Tensor:
         """(B, N, N) pairs that a single bond fits between."""
-        room = usage(self.plain, self.aromatic, self.atoms) < VALENCE[self.atoms]
+        room = usage(self.plain, self.aromatic, self.atoms, self.double) < VALENCE[self.atoms]
         return room[:, :, None] & room[:, None] & self.inside & (self.kinds == NONE)
 
     def pieces(self) -> Tensor:

@@ -111,18 +111,43 @@ def test_bonds_never_break_a_valence_and_make_one_piece() -> None:
     kinds = place_bonds(atoms, pairs, size)
     assert torch.equal(kinds, kinds.transpose(1, 2))
     aromatic = (kinds == 4).sum(-1)
-    plain = torch.where(kinds < 4, kinds, 0).sum(-1)
-    assert (usage(plain, aromatic, atoms) <= VALENCE[atoms])[mask].all()
+    plain, double = torch.where(kinds < 4, kinds, 0).sum(-1), (kinds == 2).any(-1)
+    assert (usage(plain, aromatic, atoms, double) <= VALENCE[atoms])[mask].all()
     assert (aromatic <= AROMATIC_BONDS[atoms]).all()
     assert ((kinds[:, :2] > 0).sum(-1) == 1).all()  # a star has one bond
     assert not kinds[:, 0, 1].any()
-    room = (usage(plain, aromatic, atoms) < VALENCE[atoms]) & mask
+    room = (usage(plain, aromatic, atoms, double) < VALENCE[atoms]) & mask
     for row in range(40):
         reached = torch.eye(width)[0] > 0
         for _ in range(width):
             reached |= (kinds[row, reached] > 0).any(0)
         rest = mask[row] & ~reached
         assert not rest.any() or not (room[row] & reached).any() or not (room[row] & rest).any()  # in pieces only where one is used up
+
+
+RINGS = (
+    "*c1ccc(-n2c(=O)c3cc4c(=O)n(*)c(=O)c4cc3c2=O)cc1",  # a carbon of an aromatic ring with its double bond out of it
+    "*Oc1ccc2c(=O)n3c4cc(*)ccc4nc3c3cccc1c23",
+    "*c1ccc2oc(=O)c(*)cc2c1",
+    "*C=c1ccc(=Cc2ccc(*)s2)s1",
+    "*c1ccc2c(c1)C(=O)N(*)C2=O",
+    "*c1cc[n+](*)cc1",
+    "*c1ccc2c(c1)[nH]c1cc(*)ccc12",
+)
+
+
+@pytest.mark.parametrize("psmiles", [*POLYMERS, *RINGS])
+@pytest.mark.parametrize("sure", [1.0, 0.6])
+def test_bonds_of_a_polymer_are_placed_as_they_are(psmiles: str, sure: float) -> None:
+    """What is likeliest everywhere is what is placed: no valence is in the way of a polymer, in whatever order its bonds come."""
+    own = collate([read_graph(psmiles)])
+    truth = torch.nn.functional.one_hot(own.bonds, NUM_KINDS).float()
+    noise = torch.rand(truth.shape, generator=torch.Generator().manual_seed(4))
+    noise = noise + noise.transpose(1, 2)
+    pairs = sure * truth + (1 - sure) * noise / noise.sum(-1, keepdim=True)
+    kinds = place_bonds(own.atoms, pairs, own.size)
+    assert torch.equal(kinds, own.bonds)
+    assert write_psmiles(Graphs(own.atoms, kinds, own.size).one(0)) == write_psmiles(read_graph(psmiles))
 
 
 def test_aromatic_bonds_close_rings_or_become_others() -> None:
