@@ -181,9 +181,6 @@ def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made
         "properties and a reference of training": lambda: drawn("training"),
         "leaky: the target's own embedding": lambda: drawn("target"),
         "properties only, chosen by the property models": lambda: _chosen(bench, made, draws, lambda times: drawn(None, times=times)),
-        "reference of training, chosen by the property models": lambda: _chosen(
-            bench, made, draws, lambda times: drawn("training", times=times)
-        ),
         "as finetune.propose draws, chosen by the property models": lambda: _chosen(bench, made, draws, refined),
         "nearest of training": lambda: _nearest(bench, made),
         "language model": lambda: _language(bench, made, steps),
@@ -252,21 +249,26 @@ def _costs(bench: Bench, made: Any, texts: list[str], bars: Any) -> Callable[[ND
 
 
 def _chosen(bench: Bench, made: Any, draws: int, drawn: Callable[[int], Made]) -> Made:
-    """The best of several draws by what the property models say; distinct within a target."""
-    texts, reasons, alone, _ = drawn(draws)
-    cost_of = _costs(bench, made, [text for text in dict.fromkeys(texts) if text], progress())
-    out: Texts = []
-    why = []
+    """The best of several draws by what the property models say, new ones alone, as finetune.propose has them; a polymer for one target."""
+    from data_shards.chem.psmiles import canonicalise
+
+    texts, _, alone, _ = drawn(draws)
+    which = np.repeat(bench.target, draws)
+    group = {text: canonicalise(text).group for text in dict.fromkeys(texts) if text}
+    cost_of = _costs(bench, made, [text for text, name in group.items() if name not in made.seen], progress())
+    offers = []
     for target in np.unique(bench.target):
-        rows = np.flatnonzero(np.repeat(bench.target, draws) == target)
         cost = cost_of(bench.wanted[bench.target == target][0])
-        here = {text for k in rows if (text := texts[k])}
-        best = sorted((text for text in here if np.isfinite(cost[text])), key=lambda text: (cost[text], text))
-        number = int((bench.target == target).sum())
-        lost = [reasons[k] for k in rows if reasons[k]] or ["fewer polymers than asked for"]
-        out += [*best[:number], *[None] * (number - len(best))]
-        why += [""] * min(number, len(best)) + [lost[0]] * max(number - len(best), 0)
-    return out, why, alone, sum(bool(text) for text in texts) / len(texts)
+        here = {text for k in np.flatnonzero(which == target) if (text := texts[k])}
+        offers += [(cost[text], text, int(target)) for text in here if np.isfinite(cost.get(text, np.inf))]
+    best: dict[int, list[str]] = {int(target): [] for target in np.unique(bench.target)}
+    number, taken = int(np.bincount(bench.target)[0]), set[str]()
+    for _, text, target in sorted(offers):
+        if len(best[target]) < number and group[text] not in taken:
+            best[target].append(text)
+            taken.add(group[text])
+    out: Texts = [text for own in best.values() for text in [*own, *[None] * (number - len(own))]]
+    return out, ["" if text else "fewer polymers than asked for" for text in out], alone, sum(bool(text) for text in texts) / len(texts)
 
 
 def _nearest(bench: Bench, made: Any) -> Made:

@@ -24,17 +24,17 @@ def main(
         typer.Option(help="a value or a range in the unit of the property, such as o2=100, 'tg>450' or '300<tg<350'; several may follow"),
     ] = None,
     num: Annotated[int, typer.Option(help="candidates proposed, at most")] = 100,
-    draws: Annotated[float, typer.Option(help="graphs drawn for each candidate; the best and least alike are proposed")] = 3.0,
+    draws: Annotated[float, typer.Option(help="graphs drawn for each candidate; the best and least alike are proposed")] = 6.0,
     guidance: Annotated[
         float, typer.Option(help="how strongly what is asked for is followed; 1 as it was learned, more is stronger")
     ] = 2.0,
-    steps: Annotated[int, typer.Option(help="of each draw")] = 50,
+    steps: Annotated[int, typer.Option(help="of each draw")] = 25,
     references: Annotated[
         float, typer.Option(help="share of draws that are also told what a polymer of the table with values near the targets looks like")
     ] = 0.5,
     refine: Annotated[
         float, typer.Option(help="share of draws that begin from polymers near the targets, of the table or drawn before, partly noise")
-    ] = 0.5,
+    ] = 0.7,
     like: Annotated[str | None, typer.Option(help="P-SMILES of a polymer that candidates should be like")] = None,
     keep: Annotated[str | None, typer.Option(help="SMILES of a fragment that every candidate has, such as c1ccccc1 or '*C(=O)O'")] = None,
     without: Annotated[str | None, typer.Option(help="elements that no candidate has, separated by commas, such as F,Cl")] = None,

@@ -34,7 +34,7 @@ class SampleSettings:
         pairs: of atoms in a batch, which bounds its time and memory.
     """
 
-    steps: int = 50
+    steps: int = 25
     guidance: float = 2.0
     power: float = 2.0
     pairs: int = 40_000

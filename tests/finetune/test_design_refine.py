@@ -158,7 +158,7 @@ def test_every_row_is_drawn_once_and_children_are_of_parents_near_their_own_aim(
     values = np.stack([lengths, np.full(len(lengths), np.nan)], axis=1)
     texts = [ether(length) for length in lengths]
     known = SimpleNamespace(labelled=lengths > 7, values=values, psmiles=texts, groups=texts)
-    generator: Any = SimpleNamespace(tasks=(TASKS["tg"],), known=known, deviation=np.ones(2))
+    generator: Any = SimpleNamespace(tasks=(TASKS["tg"],), known=known, deviation=np.ones(2), seen=frozenset())
     rows = np.arange(60)
     wishes = Wishes(np.stack([np.where(rows % 2, 40.0, 10.0), rows], axis=1), np.zeros((60, 2), np.float32))
     aims = [Aim((Target(TASKS["tg"], value, value),), rows[:50][rows[:50] % 2 == odd]) for odd, value in enumerate((10.0, 40.0))]
@@ -175,7 +175,7 @@ def test_every_row_is_drawn_once_and_children_are_of_parents_near_their_own_aim(
     assert [name == "" for name in names] == [text is None for text in expected]
     assert set(judged.groups) == {name for name in names if name}, "polymers of training are parents, not proposals"
     bred = [own for own in calls if own.parents]
-    assert tuple(own.since for own in bred) == (SINCE if share else ())
+    assert {own.since for own in bred} == (set(SINCE) if share else set())
     for own in bred:
         assert len(own.parents) == len(own.values)
         assert own.values[:, 1].max() < 50, "rows of no aim"
