@@ -172,7 +172,7 @@ def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made
             rows = np.flatnonzero(which == target)
             aims.append(Aim(_targets(made, wanted[rows[0]]), rows))
         settings = SampleSettings(guidance=2.0)
-        outcomes, _, _ = draw_refined(made, _guide(bench, made), Wishes(wanted, vectors), aims, settings, 0.7, bench.seed, progress())
+        outcomes, _, _ = draw_refined(made, _guide(bench, made), Wishes(wanted, vectors), aims, settings, 0.8, bench.seed, progress())
         return _made(outcomes)
 
     return {

@@ -34,7 +34,7 @@ def main(
     ] = 0.5,
     refine: Annotated[
         float, typer.Option(help="share of draws that begin from polymers near the targets, of the table or drawn before, partly noise")
-    ] = 0.7,
+    ] = 0.8,
     like: Annotated[str | None, typer.Option(help="P-SMILES of a polymer that candidates should be like")] = None,
     keep: Annotated[str | None, typer.Option(help="SMILES of a fragment that every candidate has, such as c1ccccc1 or '*C(=O)O'")] = None,
     without: Annotated[str | None, typer.Option(help="elements that no candidate has, separated by commas, such as F,Cl")] = None,

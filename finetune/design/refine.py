@@ -1,12 +1,10 @@
 """Proposals from proposals: polymers near the targets are turned partly into noise and drawn again, with what is asked for told.
 
 Properties alone say too little where few polymers of training have such values. A polymer that has nearly what is asked for, half of its
-atoms and bonds noise, is drawn from there; the best of these and of those before are parents of the next round. How much noise pays depends
-on the target, so that a round chooses among amounts as often as they paid before (probability matching). Given parents that are distributed
-as what was learned, so are children, whatever the noise.
+atoms and bonds noise, is drawn from there; the best of these and of those before are parents of the next round, with less noise. Given
+parents that are distributed as what was learned, so are children, whatever the noise.
 
-Source: Meng et al., SDEdit, arXiv 2108.01073 (noise, then the reverse process); Thierens, GECCO 2005 (choice of operators). Differs:
-discrete graphs; property models choose parents.
+Source: Meng et al., SDEdit, arXiv 2108.01073 (noise, then the reverse process). Differs: discrete graphs; property models choose parents.
 """
 
 from __future__ import annotations
@@ -31,8 +29,7 @@ if TYPE_CHECKING:
     from finetune.design.sample import SampleSettings
     from finetune.design.saved import Generator
 
-SINCE = (0.5, 0.35, 0.2)  # times up to which parents become noise, in shares of the whole process
-ROUNDS = 4  # of children
+SINCE = (0.5, 0.35, 0.25, 0.2, 0.15)  # times of the rounds, in shares of the whole process
 PARENTS = 50  # of each round, unlike each other
 KNOWN = 200  # labelled polymers with the nearest values, which are parents too
 
@@ -129,63 +126,13 @@ def missed(targets: Sequence[Target], judged: Judged, generator: Generator) -> N
     return misses(targets, judged.said, columns, generator.deviation)
 
 
-class _Draws:
-    """Everything drawn so far."""
-
-    def __init__(self, generator: Generator, guide: Guide | None, settings: SampleSettings, seed: int, bars: Progress) -> None:
-        self.generator, self.guide, self.settings, self.seed, self.bars = generator, guide, settings, seed, bars
-        self.found: dict[int, Outcome] = {}
-        self.names: dict[int, str] = {}
-        self.judged, self.calls = Judged(), 0
-
-    def add(self, rows: NDArray[np.int64], asked: Wishes) -> None:
-        """Draw rows."""
-        if len(rows):
-            more = draw_polymers(self.generator, asked, self.settings, self.seed + 7919 * self.calls, self.bars)
-            groups = [canonicalise(own.psmiles).group if own.psmiles else "" for own in more]
-            self.judged = self.judged.more([str(own.psmiles) for own in more], groups, self.guide, self.bars)
-            self.found.update(zip(rows.tolist(), more, strict=True))
-            self.names.update(zip(rows.tolist(), groups, strict=True))
-        self.calls += 1
-
-    def worth(self, aim: Aim, rows: NDArray[np.int64], before: int) -> NDArray[np.bool_]:
-        """Which rows are new polymers, none of the first `before` judged ones, and better than three quarters of all new ones drawn."""
-        miss = missed(aim.targets, self.judged, self.generator) if self.judged.psmiles else np.zeros(0)
-        new = np.array([name not in self.generator.seen for name in self.judged.groups], dtype=bool) & np.isfinite(miss)
-        good = new & (miss <= np.quantile(miss[new], 0.25)) if new.any() else new
-        place = {name: k for k, name in enumerate(self.judged.groups)}
-        own = [place.get(self.names[row], -1) for row in rows.tolist()]
-        return np.array([k >= before and bool(good[k]) and k not in own[:count] for count, k in enumerate(own)], dtype=bool)
-
-
-class _Amounts:
-    """Which amounts of noise paid: drawn among in proportion to their shares of good children."""
-
-    def __init__(self) -> None:
-        self.wins, self.tries = np.ones(len(SINCE)), np.full(len(SINCE), 2.0)
-
-    def choose(self, number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """(number,) places in SINCE."""
-        odds = self.wins / self.tries
-        return rng.choice(len(SINCE), number, p=odds / odds.sum())
-
-    def learn(self, place: NDArray[np.int64], good: NDArray[np.bool_]) -> None:
-        """What became of draws; place -1 had no parents."""
-        own = place >= 0
-        self.wins += np.bincount(place[own & good], minlength=len(SINCE))
-        self.tries += np.bincount(place[own], minlength=len(SINCE))
-
-
-def _bred(
-    aims: Sequence[tuple[Aim, NDArray[np.int64]]], pool: Judged, generator: Generator, wishes: Wishes, rng: np.random.Generator
-) -> dict[int, Graph]:
-    """A parent for each of the rows of aims, where there are parents."""
-    out: dict[int, Graph] = {}
-    for aim, rows in aims:
-        if len(rows) and pool.psmiles:
-            graphs = parents(pool, missed(aim.targets, pool, generator), wishes.forbidden, len(rows), rng)
-            out.update(zip(rows.tolist(), graphs, strict=False))
-    return out
+def _of_table(generator: Generator, guide: Guide | None, wishes: Wishes, aims: Sequence[Aim], bars: Progress) -> Judged:
+    """Labelled polymers with the nearest values to those of any aim."""
+    labelled = np.flatnonzero(generator.known.labelled)
+    values = generator.known.values[labelled]
+    near = np.unique(np.concatenate([nearest_known(values, wishes.values[aim.rows], generator.deviation, KNOWN) for aim in aims]))
+    own = labelled[near]
+    return Judged().more([generator.known.psmiles[k] for k in own], [generator.known.groups[k] for k in own], guide, bars)
 
 
 def draw_refined(
@@ -215,30 +162,39 @@ def draw_refined(
     """
     rng = np.random.default_rng([seed, 6])
     later = rng.random(len(wishes.values)) < share
-    split = [np.array_split(aim.rows[later[aim.rows]], ROUNDS) for aim in aims]
-    every, none = np.arange(len(wishes.values)), np.zeros(0, dtype=np.int64)
-    first = np.setdiff1d(every, np.concatenate([none, *(rows for own in split for rows in own)]))
-    draws, known = _Draws(generator, guide, settings, seed, bars), Judged()
-    draws.add(first, wishes.rows(first))
-    if table and len(first) < len(every):
-        labelled = np.flatnonzero(generator.known.labelled)
-        values = generator.known.values[labelled]
-        near = np.unique(np.concatenate([nearest_known(values, wishes.values[aim.rows], generator.deviation, KNOWN) for aim in aims]))
-        own = labelled[near]
-        known = known.more([generator.known.psmiles[k] for k in own], [generator.known.groups[k] for k in own], guide, bars)
-    amounts = _Amounts()
-    for number in range(ROUNDS if aims else 0):
-        turn = [(aim, own[number]) for aim, own in zip(aims, split, strict=True)]
-        rows, before = np.concatenate([none, *(own for _, own in turn)]), len(draws.judged.groups)
-        bred = _bred(turn, known.joined(draws.judged), generator, wishes, rng)
-        level = np.where([row in bred for row in rows.tolist()], amounts.choose(len(rows), rng), -1)
-        orphans = rows[level == -1]
-        draws.add(orphans, wishes.rows(orphans))
-        for place, since in enumerate(SINCE):
-            own = rows[level == place]
-            draws.add(own, children(wishes, own, [bred[row] for row in own.tolist()], since))
-        amounts.learn(level, np.concatenate([none > 0, *(draws.worth(aim, own, before) for aim, own in turn)]))
-    return [draws.found[row] for row in every.tolist()], [draws.names[row] for row in every.tolist()], draws.judged
+    split = [np.array_split(aim.rows[later[aim.rows]], len(SINCE)) for aim in aims]
+    rounds = [np.concatenate([own[number] for own in split]) for number in range(len(SINCE))] if split else []
+    first = np.setdiff1d(np.arange(len(wishes.values)), np.concatenate([np.zeros(0, dtype=np.int64), *rounds]))
+    found: dict[int, Outcome] = {}
+    names: dict[int, str] = {}
+    judged = known = Judged()
+
+    def add(rows: NDArray[np.int64], asked: Wishes, shift: int) -> None:
+        nonlocal judged
+        if not len(rows):
+            return
+        more = draw_polymers(generator, asked, settings, seed + 7919 * shift, bars)
+        groups = [canonicalise(own.psmiles).group if own.psmiles else "" for own in more]
+        judged = judged.more([str(own.psmiles) for own in more], groups, guide, bars)
+        found.update(zip(rows.tolist(), more, strict=True))
+        names.update(zip(rows.tolist(), groups, strict=True))
+
+    add(first, wishes.rows(first), 0)
+    if table and any(len(rows) for rows in rounds):
+        known = _of_table(generator, guide, wishes, aims, bars)
+    for number, rows in enumerate(rounds):
+        pool = known.joined(judged)
+        bred: list[tuple[NDArray[np.int64], list[Graph]]] = []
+        for aim, own in zip(aims, split, strict=True):
+            if len(own[number]) and pool.psmiles:
+                graphs = parents(pool, missed(aim.targets, pool, generator), wishes.forbidden, len(own[number]), rng)
+                bred += [(own[number], graphs)] if graphs else []
+        theirs = np.concatenate([np.zeros(0, dtype=np.int64), *(own for own, _ in bred)])
+        add(theirs, children(wishes, theirs, [graph for _, graphs in bred for graph in graphs], SINCE[number]), 2 * number + 1)
+        orphans = np.setdiff1d(rows, theirs)
+        add(orphans, wishes.rows(orphans), 2 * number + 2)
+    every = range(len(wishes.values))
+    return [found[row] for row in every], [names[row] for row in every], judged
 
 
-__all__ = ["KNOWN", "ROUNDS", "SINCE", "Aim", "Judged", "children", "draw_refined", "missed", "nearest_known", "parents"]
+__all__ = ["KNOWN", "SINCE", "Aim", "Judged", "children", "draw_refined", "missed", "nearest_known", "parents"]
