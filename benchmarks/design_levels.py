@@ -37,6 +37,7 @@ def main(
     runs: Annotated[Path, typer.Option(help="where runs are kept; what is there is not made again")] = Path("runs/design-levels"),
     steps: Annotated[int, typer.Option(help="of training of the generator")] = 2_000,
     num: Annotated[int, typer.Option(help="polymers for each target")] = 100,
+    draws: Annotated[float, typer.Option(help="graphs drawn for each, as finetune.propose has it")] = 6.0,
     out: Annotated[Path, typer.Option(help="numbers; other parts of the file stay")] = RESULTS,
     seed: Annotated[int, typer.Option(help="of everything drawn")] = 0,
 ) -> None:
@@ -45,13 +46,21 @@ def main(
     model = runs / task
     source = ["--task", task, "--data", str(ours), "--unlabelled", str(unlabelled), "--steps", str(steps)]
     once(model / "generator" / "config.json", "finetune.design", *source, "--out", str(model), "--no-track")
-    made: dict[str, Any] = {"commit": commit(), "processor": processor(), "task": task, "steps": steps, "num": num, "targets": {}}
+    made: dict[str, Any] = {
+        "commit": commit(),
+        "processor": processor(),
+        "task": task,
+        "steps": steps,
+        "num": num,
+        "draws": draws,
+        "targets": {},
+    }
     made["oracle"] = _oracle_error(oracle[0], ours)
     for value in target:
         file = runs / f"{task}{value:g}.csv"
         began = time.perf_counter()
-        asked = ["--model", str(model), "--target", f"{task}={value:g}", "--num", str(num), "--out", str(file), "--seed", str(seed)]
-        subprocess.run([sys.executable, "-m", "finetune.propose", *asked, "--overwrite"], check=True)
+        asked = ["--model", str(model), "--target", f"{task}={value:g}", "--num", str(num), "--draws", f"{draws:g}", "--seed", str(seed)]
+        subprocess.run([sys.executable, "-m", "finetune.propose", *asked, "--out", str(file), "--overwrite"], check=True)
         made["targets"][f"{value:g}"] = {"seconds": time.perf_counter() - began, **_judged(model, oracle[0], task, value, file, num)}
         print(value, json.dumps(made["targets"][f"{value:g}"]))
         store(out, f"levels {task}", made)

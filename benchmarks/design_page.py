@@ -36,8 +36,8 @@ LEVELS = """## Levels of {task}
 `python -m benchmarks.design_levels {task}.csv --task {task} ...`, commit {commit}, {processor}.
 
 The generator ({steps:,} steps) and its property model learned from folds 0 to 2, the oracle from folds 3 and 4; its own mean absolute
-error on the generator's polymers is {oracle:.1f}. Each target is `finetune.propose --num {num}`, timed as a whole. Beside it are as many
-labelled polymers of training with the nearest values, as the oracle sees them."""
+error on the generator's polymers is {oracle:.1f}. Each target is `finetune.propose --num {num} --draws {draws:g}`, timed as a whole.
+Beside it are as many labelled polymers of training with the nearest values, as the oracle sees them."""
 
 
 def main(numbers: Path = RESULTS) -> None:
