@@ -88,7 +88,7 @@ def _levels(made: dict[str, Any]) -> str:
         rows[-1] += [_share(own["in domain"]), f"{own['seconds']:.0f}"]
     heads = ["target", *(f"{kind}, {key}" for kind in ("median", "error") for key in whose)]
     heads += ["valid of all draws", "new", "diversity", "in domain", "seconds"]
-    return "\n\n".join([LEVELS.format(**made), _table(heads, rows)])
+    return "\n\n".join([LEVELS.format(**made), _table(heads, rows), *([made["note"]] if "note" in made else [])])
 
 
 if __name__ == "__main__":
