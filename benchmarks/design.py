@@ -88,7 +88,7 @@ def main(
     once(complexity / "results.json", "finetune.property", *asked)
     bench = _bench(runs / TASK, oracle, theirs, tasks, targets, each, complexity, seed)
     made: dict[str, Any] = {"commit": commit(), "processor": processor(), "steps": steps, "language_steps": language_steps}
-    made |= {"targets": targets, "each": each, "oracle": _oracle_error(bench, ours, tasks), "methods": {}}
+    made |= {"targets": targets, "each": each, "draws": draws, "oracle": _oracle_error(bench, ours, tasks), "methods": {}}
     made["complexity error"] = json.loads((complexity / "results.json").read_text())["scores"]["ours"]["rmse"]["mean"]
     for name, method in methods(bench, draws, language_steps).items():
         began = time.perf_counter()
@@ -161,19 +161,17 @@ def methods(bench: Bench, draws: int, steps: int) -> dict[str, Callable[[], Made
 
     def refined(times: int) -> Made:
         from finetune.design.drawing import Wishes
+        from finetune.design.proposals import references_of
         from finetune.design.refine import Aim, draw_refined
         from finetune.design.sample import SampleSettings
+        from finetune.propose import REFERENCES, REFINE
 
         wanted, which = (np.repeat(own, times, axis=0) for own in (bench.wanted, bench.target))
-        vectors = _references(bench, made, "training", times)
-        vectors[np.random.default_rng([bench.seed, 8]).random(len(vectors)) < 0.5] = np.nan
-        aims = []
-        for target in np.unique(which):
-            rows = np.flatnonzero(which == target)
-            aims.append(Aim(_targets(made, wanted[rows[0]]), rows))
-        settings = SampleSettings(guidance=2.0)
-        outcomes, _, _ = draw_refined(made, _guide(bench, made), Wishes(wanted, vectors), aims, settings, 0.8, bench.seed, progress())
-        return _made(outcomes)
+        guide, bars = _guide(bench, made), progress()
+        vectors = references_of(made, guide, wanted, REFERENCES, np.random.default_rng([bench.seed, 8]), bars)
+        aims = [Aim(_targets(made, wanted[which == target][0]), np.flatnonzero(which == target)) for target in np.unique(which)]
+        found = draw_refined(made, guide, Wishes(wanted, vectors), aims, SampleSettings(), REFINE, bench.seed, bars)
+        return _made(found[0])
 
     return {
         "properties only": lambda: drawn(None),

@@ -4,7 +4,7 @@
         --target -50 --target 100 --target 250 --target 400
 
 Every target is the command that a user types, `finetune.propose --num 100`, timed as a whole. Beside it: as many polymers of training with
-the nearest values.
+the nearest values, as the oracle sees them and as the own model does where it did not learn from them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main(
     draws: Annotated[float, typer.Option(help="graphs drawn for each, as finetune.propose has it")] = 6.0,
     out: Annotated[Path, typer.Option(help="numbers; other parts of the file stay")] = RESULTS,
     seed: Annotated[int, typer.Option(help="of everything drawn")] = 0,
+    note: Annotated[str, typer.Option(help="sentence below the table, such as what ran beside")] = "",
 ) -> None:
     """Train, propose, judge, write."""
     ours, _, oracle = prepare(table, runs, [task])
@@ -53,6 +54,7 @@ def main(
         "steps": steps,
         "num": num,
         "draws": draws,
+        "note": note,
         "targets": {},
     }
     made["oracle"] = _oracle_error(oracle[0], ours)
@@ -78,6 +80,14 @@ def _oracle_error(oracle: Path, ours: Path) -> float:
     return float(np.nanmean(np.abs(task.backward(said.value[:, 0]) - labels.values)))
 
 
+def out_of_fold(model: Path, task: str, value: float, num: int) -> float:
+    """Median of what models of cross-validation, which did not learn from them, say of the polymers with the nearest measured values."""
+    with (model / "property" / task / "predictions.csv").open(newline="") as opened:
+        rows = [(float(row["measured"]), float(row["predicted"])) for row in csv.DictReader(opened)]
+    measured, predicted = np.array(rows).T
+    return float(np.median(predicted[np.argsort(np.abs(measured - value), kind="stable")[:num]]))
+
+
 def _judged(model: Path, oracle: Path, task: str, value: float, file: Path, num: int) -> dict[str, Any]:
     """What the own model and the oracle say of the proposals, and of the nearest polymers of training."""
     from finetune.design.evaluate import diversity
@@ -95,12 +105,12 @@ def _judged(model: Path, oracle: Path, task: str, value: float, file: Path, num:
     judge = Guide([oracle])
     said = [kind.backward(judge.say(own, progress()).value[:, 0]) for own in (polymers, trained)]
     own = np.array([float(row[task]) for row in rows])
-    middle = [float(np.nanmedian(values)) for values in (own, *said)]
+    middle = [*(float(np.nanmedian(values)) for values in (own, *said)), out_of_fold(model, task, value, num)]
     away = [float(np.nanmean(np.abs(values - value))) for values in (own, *said)]
     inside = [float(row[f"{task}_lower"]) <= value <= float(row[f"{task}_upper"]) for row in rows]
     return {
         "proposed": len(rows),
-        "median": {"own model": middle[0], "oracle": middle[1], "oracle on training": middle[2]},
+        "median": {"own model": middle[0], "oracle": middle[1], "oracle on training": middle[2], "out of fold on training": middle[3]},
         "mae": {"own model": away[0], "oracle": away[1], "oracle on training": away[2]},
         "interval holds the target": float(np.mean(inside)),
         "new": float(np.mean([row["new"] == "true" for row in rows])),

@@ -9,6 +9,7 @@ import typer
 
 from data_shards.console import run
 
+REFERENCES, REFINE = 0.5, 0.8  # shares of draws, by default
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -31,10 +32,10 @@ def main(
     steps: Annotated[int, typer.Option(help="of each draw")] = 25,
     references: Annotated[
         float, typer.Option(help="share of draws that are also told what a polymer of the table with values near the targets looks like")
-    ] = 0.5,
+    ] = REFERENCES,
     refine: Annotated[
         float, typer.Option(help="share of draws that begin from polymers near the targets, of the table or drawn before, partly noise")
-    ] = 0.8,
+    ] = REFINE,
     like: Annotated[str | None, typer.Option(help="P-SMILES of a polymer that candidates should be like")] = None,
     keep: Annotated[str | None, typer.Option(help="SMILES of a fragment that every candidate has, such as c1ccccc1 or '*C(=O)O'")] = None,
     without: Annotated[str | None, typer.Option(help="elements that no candidate has, separated by commas, such as F,Cl")] = None,

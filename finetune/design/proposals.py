@@ -186,21 +186,31 @@ def wishes_of(asked: Asked, bars: Progress) -> Wishes:
             raise InputError(f"--like {request.like!r} {read.features.refused[0].reason}; pass another polymer")
         reference[:] = generator.projection(read.embedding)[0]
     elif asked.targets and width and request.references:
-        reference = references_of(asked, values, rng, bars)
+        assert asked.guide is not None
+        reference = references_of(generator, asked.guide, values, request.references, rng, bars)
     fixed = None if request.keep is None else fragment(request.keep)
     return Wishes(values, reference, fixed, classes_of(request.without or ""))
 
 
-def references_of(asked: Asked, values: NDArray[np.float64], rng: np.random.Generator, bars: Progress) -> NDArray[np.float32]:
+def references_of(
+    generator: Generator, guide: Guide, values: NDArray[np.float64], share: float, rng: np.random.Generator, bars: Progress
+) -> NDArray[np.float32]:
     """(M, R) projected embeddings of labelled polymers of training with values near what is asked, for a share of the draws; NaN elsewhere.
 
     A draw with a reference is told what such polymers look like: where few have such values, properties alone say too little.
+
+    Args:
+        generator: that knows references.
+        guide: its property models, which embed.
+        values: (M, P) learned values, NaN where nothing is asked.
+        share: of the draws.
+        rng: of the choice.
+        bars: where progress is shown.
     """
-    generator, known = asked.generator, asked.generator.known
+    known = generator.known
     assert generator.projection is not None
-    assert asked.guide is not None
     out = np.full((len(values), generator.projection.components.shape[1]), np.nan, dtype=np.float32)
-    rows = np.flatnonzero(rng.random(len(values)) < asked.request.references)
+    rows = np.flatnonzero(rng.random(len(values)) < share)
     labelled = np.flatnonzero(known.labelled)
     away = (values[rows, None] - known.values[labelled][None]) / generator.deviation
     order = np.argsort(np.nansum(np.square(away), axis=2), axis=1, kind="stable")[:, :NEAREST]
@@ -208,7 +218,7 @@ def references_of(asked: Asked, values: NDArray[np.float64], rng: np.random.Gene
         return out
     chosen = labelled[order[np.arange(len(rows)), rng.integers(order.shape[1], size=len(rows))]]
     distinct, place = np.unique(chosen, return_inverse=True)
-    read = asked.guide.read([known.psmiles[k] for k in distinct], bars)
+    read = guide.read([known.psmiles[k] for k in distinct], bars)
     embedded = np.full((len(distinct), out.shape[1]), np.nan, dtype=np.float32)
     embedded[read.features.kept] = generator.projection(read.embedding)
     out[rows] = embedded[place]
@@ -320,4 +330,4 @@ def _structures(asked: Asked, found: Candidates, bars: Progress) -> None:
     show_report(write_chains(model, job, out, bars), out)
 
 
-__all__ = ["Asked", "Candidates", "Request", "candidates", "prepare", "propose", "wishes_of"]
+__all__ = ["Asked", "Candidates", "Request", "candidates", "prepare", "propose", "references_of", "wishes_of"]
