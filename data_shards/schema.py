@@ -56,17 +56,26 @@ class UnitTopology:
         return len(self.elements)
 
 
-@dataclass(frozen=True, eq=False)
 class TopologyKey:
-    """A topology as the key of a cache: two of one P-SMILES are the same."""
+    """A topology as the key of a cache: two are the same where every field is.
 
-    topology: UnitTopology
+    The P-SMILES is not enough. A graph of repeat_unit.unit_graph shares it, and the bonds and at times the frame, with the whole unit of
+    build_unit, but holds placeholders for links and stereocentres.
+    """
+
+    __slots__ = ("content", "topology")
+
+    def __init__(self, topology: UnitTopology) -> None:
+        self.topology = topology
+        numbers = (value for value in vars(topology).values() if isinstance(value, np.ndarray))
+        sizes = f"{topology.psmiles} {topology.junction_order} {len(topology.bonds)} {len(topology.stereo_centres)}"
+        self.content = b"".join([sizes.encode(), *(value.tobytes() for value in numbers)])
 
     def __hash__(self) -> int:
-        return hash(self.topology.psmiles)
+        return hash(self.content)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TopologyKey) and other.topology.psmiles == self.topology.psmiles
+        return isinstance(other, TopologyKey) and other.content == self.content
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from data_shards.chem.descriptors import standardised_descriptors
 from data_shards.chem.topology import adjacency, backbone, ring_bonds, rotatable_bonds, smallest_ring_size
-from data_shards.schema import PolymerSample, UnitTopology
+from data_shards.schema import PolymerSample, TopologyKey, UnitTopology
 from foundation.batch import ATOM_FEATURES, BOND_FEATURES, Batch, Condition, ragged_coordinates, to_packed
 from foundation.encoders.sequence import tokenise
 from foundation.geometry.assembly import condition_layout, decompose
@@ -27,23 +28,18 @@ class ChainExample:
     batch: Batch
 
 
-_CACHE: dict[bytes, dict[str, Tensor]] = {}
-_CACHE_SIZE = 4096
 _DESCRIPTORS: dict[str, NDArray[np.float32]] = {}  # by canonical P-SMILES
 _DESCRIPTORS_SIZE = 65_536  # 35 MB; computing one takes as long as reading ten chains
 
 
 def graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
     """Fields of Condition that follow from the unit graph alone, for one chain; cached by content."""
-    key = topology.psmiles.encode() + topology.bonds.tobytes() + topology.elements.tobytes() + topology.frame_atoms.tobytes()
-    if key not in _CACHE:
-        if len(_CACHE) >= _CACHE_SIZE:
-            _CACHE.clear()
-        _CACHE[key] = _graph_tensors(topology)
-    return _CACHE[key]
+    return _graph_tensors(TopologyKey(topology))
 
 
-def _graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
+@lru_cache(maxsize=4096)
+def _graph_tensors(key: TopologyKey) -> dict[str, Tensor]:
+    topology = key.topology
     star0, nbr0, nbr1, star1 = (int(k) for k in topology.key_atoms)
     stands_for = np.arange(topology.num_atoms)
     stands_for[[star0, star1]] = nbr1, nbr0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from data_shards.chem.chain import chain_mol, tacticity_signs
-from data_shards.chem.repeat_unit import build_unit
+from data_shards.chem.repeat_unit import build_unit, unit_graph
 from data_shards.conformers.fragments import seed_shapes
+from data_shards.schema import TopologyKey
 from foundation.batch import ATOM_FEATURES, to_dense, to_packed
-from foundation.data.collate import collate_conditions, condition, mirror
+from foundation.data.collate import _graph_tensors, collate_conditions, condition, graph_tensors, mirror
 from foundation.geometry.align import kabsch_rmsd_packed
 from foundation.geometry.assembly import assemble_links, chain_coordinates, condition_layout
 from tests.polyconfm.chains import CHAINS, batch_of, sample
@@ -53,6 +56,34 @@ def test_handedness_is_that_of_the_grown_chain_and_flips_in_the_mirror() -> None
     assert len(set(expected[:, 0].tolist())) == 2
     assert torch.equal(mirror(batch).handedness, -batch.handedness)
     assert torch.equal(mirror(mirror(batch)).x_unit_ang, batch.x_unit_ang)
+
+
+def test_what_is_kept_of_a_bare_graph_is_not_taken_for_the_whole_unit() -> None:
+    """Both have the same P-SMILES, bonds and frame; only the whole unit says which atoms define its link and which are stereocentres."""
+    psmiles = CHAINS[0][0]
+    bare, whole = unit_graph(psmiles), build_unit(psmiles).topology
+    assert np.array_equal(bare.frame_atoms, whole.frame_atoms)
+    for first, second in ((bare, whole), (whole, bare)):
+        _graph_tensors.cache_clear()
+        graph_tensors(first)
+        assert graph_tensors(second)["link_slot"][0].tolist() == second.link_atoms.tolist()
+        assert graph_tensors(second)["stereo_slot"][:, 0].tolist() == second.stereo_centres.tolist()
+    kept = _graph_tensors.cache_info().hits
+    assert graph_tensors(replace(whole, bonds=whole.bonds.copy())) is graph_tensors(whole)
+    assert _graph_tensors.cache_info().hits == kept + 2
+
+
+def test_two_topologies_that_differ_in_any_field_are_two_keys() -> None:
+    whole = build_unit(CHAINS[0][0]).topology
+    changed = [replace(whole, psmiles="*CC(*)c1ccccc1C"), replace(whole, junction_order=2)]
+    for name, value in vars(whole).items():
+        if isinstance(value, np.ndarray):
+            assert value.size, name
+            changed.append(
+                replace(whole, **{name: np.where(np.arange(value.size).reshape(value.shape) == 0, value + 1, value).astype(value.dtype)})
+            )
+    assert len({TopologyKey(one) for one in (whole, *changed)}) == 1 + len(changed) == len(vars(whole)) + 1
+    assert TopologyKey(whole) == TopologyKey(replace(whole))
 
 
 def test_conditions_of_different_polymers_pack_with_their_seeds() -> None:
