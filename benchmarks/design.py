@@ -75,6 +75,7 @@ def main(
     options: Annotated[str, typer.Option(help="further options of finetune.design, separated by spaces")] = "",
     out: Annotated[Path, typer.Option(help="numbers; other parts of the file stay")] = RESULTS,
     seed: Annotated[int, typer.Option(help="of everything drawn")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="keep methods that --out has from a run with these options")] = False,
 ) -> None:
     """Train, draw, judge, write."""
     from finetune.design.goals import properties_of
@@ -87,10 +88,16 @@ def main(
     asked = ["--task", "own", "--column", "SC", "--data", str(table), "--no-baseline", "--no-track", "--out", str(complexity)]
     once(complexity / "results.json", "finetune.property", *asked)
     bench = _bench(runs / TASK, oracle, theirs, tasks, targets, each, complexity, seed)
-    made: dict[str, Any] = {"commit": commit(), "processor": processor(), "steps": steps, "language_steps": language_steps}
-    made |= {"targets": targets, "each": each, "draws": draws, "oracle": _oracle_error(bench, ours, tasks), "methods": {}}
+    asked_for = {"steps": steps, "language_steps": language_steps, "targets": targets, "each": each, "draws": draws, "seed": seed}
+    made: dict[str, Any] = {"commit": commit(), "processor": processor(), **asked_for}
+    made |= {"oracle": _oracle_error(bench, ours, tasks), "methods": {}}
     made["complexity error"] = json.loads((complexity / "results.json").read_text())["scores"]["ours"]["rmse"]["mean"]
+    before = json.loads(out.read_text()).get(TASK, {}) if resume and out.is_file() else {}
+    if before and all(before.get(name) == value for name, value in asked_for.items()):
+        made |= {"commit": before["commit"], "methods": before["methods"]}
     for name, method in methods(bench, draws, language_steps).items():
+        if name in made["methods"]:
+            continue
         began = time.perf_counter()
         texts, reasons, alone, valid = method()
         seconds = time.perf_counter() - began

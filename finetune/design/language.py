@@ -128,12 +128,9 @@ def speak(model: LanguageModel, properties: Tensor, guidance: float, rng: torch.
     """A string for each row of (B, P) standardised properties, drawn token by token."""
     tokens = torch.tensor([tokenise("")[:1]]).expand(len(properties), 1)
     ended = torch.zeros(len(properties), dtype=torch.bool)
-    null = torch.full_like(properties, math.nan)
     for _ in range(LONGEST - 1):
-        logits = model(tokens, properties)[:, -1].log_softmax(-1)
-        if guidance != 1:
-            other = model(tokens, null)[:, -1].log_softmax(-1)
-            logits = other + guidance * (logits - other)
+        logits = torch.zeros(len(tokens), len(VOCABULARY))
+        logits[~ended] = _next_token(model, tokens[~ended], properties[~ended], guidance)  # what has ended costs nothing
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=rng)
         drawn[ended] = END
         ended |= drawn[:, 0] == END
@@ -141,6 +138,15 @@ def speak(model: LanguageModel, properties: Tensor, guidance: float, rng: torch.
         if ended.all():
             break
     return ["".join(VOCABULARY[k] for k in row if k != END) for row in tokens[:, 1:].tolist()]
+
+
+def _next_token(model: LanguageModel, tokens: Tensor, properties: Tensor, guidance: float) -> Tensor:
+    """(B, V) guided logits of the token after (B, L)."""
+    logits = model(tokens, properties)[:, -1].log_softmax(-1)
+    if guidance == 1:
+        return logits
+    other = model(tokens, torch.full_like(properties, math.nan))[:, -1].log_softmax(-1)
+    return torch.as_tensor(other + guidance * (logits - other))
 
 
 __all__ = ["LanguageConfig", "LanguageModel", "speak", "spelled", "train_language"]

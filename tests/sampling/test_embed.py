@@ -12,10 +12,12 @@ import torch
 
 from data_shards.chem.repeat_unit import unit_graph
 from data_shards.progress import Silent
+from foundation.data.collate import _graph_tensors
 from foundation.embed import app
 from foundation.errors import PolymerError
 from foundation.sampling import growth
 from foundation.sampling.embedding import UNITS_WITHOUT_SHAPE, embed_generated, embed_graphs, embed_polymers, graph_condition
+from foundation.sampling.run import generate_chains
 from foundation.train.checkpoint import load_model
 from tests.sampling.conftest import LibraryObjective, request_of, run_command
 
@@ -124,3 +126,20 @@ def test_embeddings_of_generated_chains_are_means_over_those_that_were_made() ->
     one, _ = embed_generated(LibraryObjective(fail=(0,)), requests, 2, 0, 10_000, CPU, Silent())
     assert np.isfinite(one[0]).all()
     assert (one[0] != both[0]).any()
+
+
+def test_embedding_the_graph_of_a_polymer_changes_no_chain_of_it() -> None:
+    """One process does both: `finetune.propose --structures` reads property models of the graph first."""
+    model, _ = load_model("small")
+    request = request_of("*CC(*)c1ccccc1", 4)
+
+    def chain() -> np.ndarray:
+        (made,) = generate_chains(model, [request], 1, 0, 10_000, CPU)
+        assert made.x_ang is not None
+        return made.x_ang
+
+    _graph_tensors.cache_clear()
+    alone = chain()
+    _graph_tensors.cache_clear()
+    embed_graphs(model, [unit_graph(request.psmiles)], 10_000, CPU, Silent())
+    np.testing.assert_array_equal(chain(), alone)
