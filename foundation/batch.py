@@ -152,6 +152,7 @@ class Batch(Condition):
     index: Tensor  # (B,) int64, place of the chain in the epoch's order (for errors and reproducible noise)
     # what is computed from the repeat unit to be learned from it; None where the objective does not need it
     descriptors: Tensor | None = None  # (B, F) float32, data_shards.chem.descriptors, standardised, NaN where there is none
+    levels: Tensor | None = None  # (B, L) float32, data_shards.chem.levels, likewise
 
 
 def to_dense(packed: Tensor, ptr: Tensor, width: int) -> Tensor:

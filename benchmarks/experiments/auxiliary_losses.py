@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from foundation.evaluation.probes import ProbeSet
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-TERMS = ("token_weight", "agreement_weight", "statistics_weight", "descriptor_weight")
+TERMS = ("token_weight", "agreement_weight", "statistics_weight", "descriptor_weight", "level_weight")
 NONE, ALL, UNTRAINED = "none", "all", "before training"
 JUDGED = ("unit_torsion_jsd_bits", "link_dihedral_jsd_bits")
 

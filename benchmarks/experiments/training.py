@@ -47,7 +47,7 @@ def validation(place: Place) -> list[ValidationBatch]:
         InputError: the shards have none.
     """
     budget = place.config.data.token_budget
-    reading = Reading(descriptors=True)  # which some of the models may have learned
+    reading = Reading(targets=("descriptors", "levels"))  # which some of the models may have learned
     batches = validation_batches(place.mixture, reading, token_budget=budget, count=NUM_BATCHES, rank=0, world_size=1)
     if not batches:
         raise InputError(f"{place.shards.path} has no polymer in split 'val'; build it with a larger --val-fraction")

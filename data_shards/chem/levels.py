@@ -36,6 +36,10 @@ CONJUGATED = 0.965  # of a single bond between atoms with p orbitals
 TWISTED = 0.5  # what is left of p couplings of single bonds turned by 60 degrees
 NITROGENS, BORONS, CHALCOGENS, HALOGENS = (7, 15, 33), (5, 13), (8, 16, 34, 52), (9, 17, 35, 53)
 LEVELS = ("homo", "lumo", "gap", "p homo", "p lumo", "p gap", "twisted homo", "twisted lumo", "twisted gap")
+# mean and deviation in eV over 8,992 polymers of the public corpus that no test holds, values cut at the first and the last percentile
+MEANS = (-13.55, -9.28, 4.27, -13.56, -9.28, 4.22, -13.73, -9.52, 4.21)
+DEVIATIONS = (1.65, 0.91, 2.22, 1.67, 0.84, 2.12, 1.41, 0.66, 1.69)
+LARGEST = 4.0  # standard deviations from the mean; a standardised level farther out lies here
 
 
 def chain_levels(topology: UnitTopology) -> NDArray[np.float32]:
@@ -53,6 +57,11 @@ def chain_levels(topology: UnitTopology) -> NDArray[np.float32]:
     hybrids, (flat, turned) = _bands(*_hybrid_blocks(chain)), (_bands(*_p_blocks(chain, share)) for share in (1.0, TWISTED))
     edges, twisted = (_edges(np.sort(np.concatenate([own, hybrids], axis=1), axis=1), chain.electrons // 2) for own in (flat, turned))
     return np.array([*edges, *_edges_about(flat, 0.5 * (edges[0] + edges[1])), *twisted], dtype=np.float32)
+
+
+def standardised_levels(topology: UnitTopology) -> NDArray[np.float32]:
+    """(LEVELS,) of mean 0 and deviation 1 over polymers, cut at LARGEST; NaN as chain_levels."""
+    return np.clip((chain_levels(topology) - MEANS) / DEVIATIONS, -LARGEST, LARGEST).astype(np.float32)
 
 
 def _bands(inside: Matrix, across: Matrix) -> Matrix:
@@ -181,4 +190,4 @@ def _hybrid_blocks(chain: _Chain) -> tuple[Matrix, Matrix]:
     return inside, across
 
 
-__all__ = ["ATOMS", "LEVELS", "chain_levels"]
+__all__ = ["ATOMS", "LEVELS", "chain_levels", "standardised_levels"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.chem.descriptors import standardised_descriptors
+from data_shards.chem.levels import standardised_levels
 from data_shards.chem.topology import adjacency, backbone, ring_bonds, rotatable_bonds, smallest_ring_size
 from data_shards.schema import PolymerSample, TopologyKey, UnitTopology
 from foundation.batch import ATOM_FEATURES, BOND_FEATURES, Batch, Condition, ragged_coordinates, to_packed
@@ -28,8 +29,9 @@ class ChainExample:
     batch: Batch
 
 
-_DESCRIPTORS: dict[str, NDArray[np.float32]] = {}  # by canonical P-SMILES
-_DESCRIPTORS_SIZE = 65_536  # 35 MB; computing one takes as long as reading ten chains
+TARGETS = {"descriptors": standardised_descriptors, "levels": standardised_levels}  # fields of Batch that follow from the repeat unit
+_TARGETS: dict[tuple[str, str], NDArray[np.float32]] = {}  # by name and canonical P-SMILES
+_TARGETS_SIZE = 131_072  # 40 MB
 
 
 def graph_tensors(topology: UnitTopology) -> dict[str, Tensor]:
@@ -76,13 +78,14 @@ def _graph_tensors(key: TopologyKey) -> dict[str, Tensor]:
     }
 
 
-def descriptors_of(topology: UnitTopology) -> NDArray[np.float32]:
-    """(F,) standardised descriptors of a repeat unit; kept, as they are slow."""
-    if topology.psmiles not in _DESCRIPTORS:
-        if len(_DESCRIPTORS) >= _DESCRIPTORS_SIZE:
-            _DESCRIPTORS.clear()
-        _DESCRIPTORS[topology.psmiles] = standardised_descriptors(topology)
-    return _DESCRIPTORS[topology.psmiles]
+def target_of(name: str, topology: UnitTopology) -> NDArray[np.float32]:
+    """What TARGETS says of a repeat unit; kept, as they are slow: computing one takes as long as reading ten chains."""
+    key = name, topology.psmiles
+    if key not in _TARGETS:
+        if len(_TARGETS) >= _TARGETS_SIZE:
+            _TARGETS.clear()
+        _TARGETS[key] = TARGETS[name](topology)
+    return _TARGETS[key]
 
 
 def condition(
@@ -111,14 +114,14 @@ def condition(
     return Condition(**offsets, **graph, handedness=signs.reshape(-1), seed_x_unit_ang=seeds, seed_mask=mask)
 
 
-def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int], descriptors: bool = False) -> Batch:
+def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], index: Sequence[int], targets: Sequence[str] = ()) -> Batch:
     """Chains with one conformation each, decomposed into unit frames and packed in the order given.
 
     Args:
         samples: from shards.
         conformations: which of its K conformations each chain has.
         index: place of each chain in the epoch's order.
-        descriptors: of the repeat units too.
+        targets: names of TARGETS that the batch has too.
     """
     given = collate_conditions(
         [condition(s.topology, s.num_units, np.zeros((s.num_units, len(s.topology.stereo_centres)), dtype=np.int8)) for s in samples]
@@ -135,7 +138,7 @@ def build_batch(samples: Sequence[PolymerSample], conformations: Sequence[int], 
         origin_world_ang=parts.world_from_unit.trans,
         link_dihedral_rad=parts.link_dihedral_rad,
         index=torch.tensor(list(index)),
-        descriptors=torch.from_numpy(np.stack([descriptors_of(s.topology) for s in samples])) if descriptors else None,
+        **{name: torch.from_numpy(np.stack([target_of(name, s.topology) for s in samples])) for name in targets},
     )
 
 

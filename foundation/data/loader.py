@@ -38,14 +38,14 @@ class Reading:
         cache_mib: decoded samples kept by each reading process.
         patience_sec: how long a store that fails is asked again.
         worker_timeout_sec: how long a reading process is awaited before another takes its place.
-        descriptors: batches have descriptors of the repeat units, which an objective may learn.
+        targets: what batches have of the repeat units for an objective to learn, names of foundation.data.collate.TARGETS.
     """
 
     num_workers: int = 0
     cache_mib: int = 512
     patience_sec: float = 300.0
     worker_timeout_sec: float = 900.0
-    descriptors: bool = False
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Reader:
 
     def __init__(self, shards: Mixture, split: str, how: Reading) -> None:
         self.sets, self.entries, self.patience_sec = shards.sets, shards.samples(split), how.patience_sec
-        self.room, self.descriptors = how.cache_mib * MIB, how.descriptors
+        self.room, self.targets = how.cache_mib * MIB, how.targets
         self.kept: OrderedDict[tuple[int, int], PolymerSample | MoleculeSample] = OrderedDict()
 
     def batch(self, micro: MicroBatch) -> Batch | Molecules:
@@ -119,7 +119,7 @@ class Reader:
         if molecules:  # a set holds one or the other
             return Molecules.of_samples(molecules, micro.conformations, micro.samples)
         chains = [sample for sample in samples if isinstance(sample, PolymerSample)]
-        return build_batch(chains, micro.conformations, micro.samples, self.descriptors)
+        return build_batch(chains, micro.conformations, micro.samples, self.targets)
 
     def _sample(self, source: int, index: int) -> PolymerSample | MoleculeSample:
         if (source, index) in self.kept:

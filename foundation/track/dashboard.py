@@ -48,7 +48,7 @@ class Panel:
 
 
 FLOW, FLOW_SHOWS = ("clean", "noise", "velocity"), "atoms and noise, or velocities, of ditmc"
-AUXILIARY = ("tokens", "agreement", "statistics", "descriptors")
+AUXILIARY = ("tokens", "agreement", "statistics", "descriptors", "levels")
 LAYOUT: dict[str, tuple[Panel, ...]] = {
     "Loss": (
         Panel("lines", "Loss, training", ("train/loss",), "the loss of each step, smoothed", log_y=True, smoothing=0.9),

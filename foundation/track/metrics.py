@@ -51,6 +51,10 @@ METRICS: dict[str, Metric] = {
         "Huber loss of standardised RDKit descriptors of the repeat unit, from each view of a chain; about 0.3 for a predictor of the mean",
         "min,last",
     ),
+    "train/levels": Metric(
+        "Huber loss of standardised tight-binding levels of the chain, from each view of it; about 0.43 for a predictor of the mean",
+        "min,last",
+    ),
     "train/lr": Metric("learning rate of the step"),
     "train/grad_norm": Metric("norm of the gradient before clipping; null where the step was skipped", "max,mean,last"),
     "train/skipped_steps": Metric("steps so far that changed nothing: loss or gradient not finite, or the loss a spike"),
@@ -79,6 +83,7 @@ METRICS: dict[str, Metric] = {
     "val/agreement": Metric("as train/agreement", "min,last"),
     "val/statistics": Metric("as train/statistics", "min,last"),
     "val/descriptors": Metric("as train/descriptors", "min,last"),
+    "val/levels": Metric("as train/levels", "min,last"),
     "probe/NAME_r2": Metric(
         "R2 of a cross-validated ridge regression of the property NAME on the embeddings of the averaged weights (train.probe_every)",
         "max,last",

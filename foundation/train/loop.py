@@ -95,9 +95,7 @@ def train(
     opened = open_mixture(shards)
     check_kind(opened, config)
     order = order_of(opened, "train", settings.seed, config.data.token_budget)
-    reading = Reading(
-        **config.data.model_dump(exclude={"token_budget"}), descriptors=getattr(config.objective, "learns_descriptors", False)
-    )
+    reading = Reading(**config.data.model_dump(exclude={"token_budget"}), targets=getattr(config.objective, "targets", ()))
     loader = StepLoader(opened, "train", order, reading, per_step=per_step, rank=rank, world_size=world_size)
     sampler, prober = Sampler(out, config), Prober(config)
     if settings.num_threads:

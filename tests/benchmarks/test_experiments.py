@@ -155,7 +155,7 @@ def table(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def test_auxiliary_losses_are_trained_and_probed(shards: str, checkpoint: str, table: str, tmp_path: Path) -> None:
     result = result_of("auxiliary_losses", shards, checkpoint, tmp_path / "o", "--table", table)
-    cases = ["none", "token 0.1", "agreement 0.1", "statistics 0.1", "descriptor 0.1", "all 0.1"]
+    cases = ["none", "token 0.1", "agreement 0.1", "statistics 0.1", "descriptor 0.1", "level 0.1", "all 0.1"]
     assert [row["case"] for row in result["rows"]] == cases
     assert list(result["properties"]["softness"]["r2"]) == ["before training", *cases]
     changes = result["properties"]["softness"]["squared_error_change_of_variance"]

@@ -79,9 +79,10 @@ def test_what_rdkit_cannot_say_is_missing_and_the_rest_is_there() -> None:
 
 def test_a_batch_has_them_when_asked_and_none_otherwise() -> None:
     samples = [sample("*CC(*)c1ccccc1", 5), sample("*C*", 6)]
-    asked, plain = (build_batch(samples, [0, 1], [3, 4], descriptors=wanted) for wanted in (True, False))
+    asked, plain = (build_batch(samples, [0, 1], [3, 4], targets=wanted) for wanted in (("descriptors",), ()))
     assert plain.descriptors is None
     assert asked.descriptors is not None
+    assert asked.levels is None
     for row, one in zip(asked.descriptors.numpy(), samples, strict=True):
         np.testing.assert_array_equal(row, standardised_descriptors(one.topology))
 

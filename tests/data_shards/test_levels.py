@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from data_shards.chem import levels
-from data_shards.chem.levels import LEVELS, chain_levels
+from data_shards.chem.levels import LARGEST, LEVELS, chain_levels, standardised_levels
 from data_shards.chem.repeat_unit import build_unit, unit_graph
 
 POLYMERS = ("*CC*", "*C=C*", "*C#C*", "*CC(*)c1ccccc1", "*CCO*", "*c1ccc(*)s1", "*NCCCCCC(*)=O", "*[SiH2]*", "*C(F)(F)C(*)(F)F")
@@ -111,6 +115,20 @@ def test_order_of_gaps_is_that_of_experience() -> None:
     order = ["*C=C*", "*c1ccc(*)s1", "*c1ccc(*)cc1", "*CC(*)c1ccccc1", "*CC*"]
     gaps = [named(psmiles)["gap"] for psmiles in order]
     assert gaps == sorted(gaps)
+
+
+def test_standardised_levels_are_near_0_and_1_and_cut(shared_data: Path) -> None:
+    with (shared_data / "property/rg.csv").open() as table:  # not the corpus that the constants come from
+        units = [unit_graph(row["psmiles"]) for row in islice(csv.DictReader(table), 400)]
+    plain, found = (np.stack([one(unit) for unit in units]) for one in (chain_levels, standardised_levels))
+    assert found.dtype == np.float32
+    assert np.abs(np.nanmean(found, 0)).max() < 0.7
+    assert ((np.nanstd(found, 0) > 0.5) & (np.nanstd(found, 0) < 1.7)).all()
+    inside = np.isfinite(found) & (np.abs(found) < LARGEST)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(plain))
+    np.testing.assert_allclose(found[inside], ((plain - levels.MEANS) / levels.DEVIATIONS)[inside], atol=1e-5)
+    assert np.nanmax(np.abs(found)) <= LARGEST
+    assert np.abs(standardised_levels(unit_graph("*[SiH2]*"))).max() <= LARGEST
 
 
 def test_an_element_without_parameters_has_no_levels() -> None:

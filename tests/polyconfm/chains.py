@@ -10,7 +10,7 @@ from data_shards.chem.repeat_unit import build_unit
 from data_shards.conformers.grow import grow_chain
 from data_shards.schema import PolymerSample
 from foundation.batch import Batch
-from foundation.data.collate import build_batch
+from foundation.data.collate import TARGETS, build_batch
 from foundation.objectives import build_objective
 from foundation.objectives.polyconfm.config import PolyConFMConfig
 
@@ -28,8 +28,8 @@ def sample(psmiles: str, num_units: int, seed: int = 0) -> PolymerSample:
 
 @cache
 def batch_of(chains: tuple[tuple[str, int], ...] = CHAINS) -> Batch:
-    """Packed batch of grown chains, with descriptors of their units."""
-    return build_batch([sample(*chain) for chain in chains], [0] * len(chains), [0] * len(chains), descriptors=True)
+    """Packed batch of grown chains, with descriptors and levels of their units."""
+    return build_batch([sample(*chain) for chain in chains], [0] * len(chains), [0] * len(chains), targets=tuple(TARGETS))
 
 
 def model_of(local_head: str, orientation_head: str, **fields: object) -> torch.nn.Module:

@@ -34,8 +34,8 @@ from foundation.train.checkpoint import check_same_run
 from tests.polyconfm.chains import CHAINS, batch_of, model_of, rng, sample
 from tests.polyconfm.test_learning import fit, untrained
 
-WEIGHTS = {"token_weight": 0.1, "agreement_weight": 0.2, "statistics_weight": 0.3, "descriptor_weight": 0.4}
-TERMS = dict(zip(("tokens", "agreement", "statistics", "descriptors"), WEIGHTS.values(), strict=True))
+WEIGHTS = {"token_weight": 0.1, "agreement_weight": 0.2, "statistics_weight": 0.3, "descriptor_weight": 0.4, "level_weight": 0.5}
+TERMS = dict(zip(("tokens", "agreement", "statistics", "descriptors", "levels"), WEIGHTS.values(), strict=True))
 
 
 def fresh(**fields: object) -> torch.nn.Module:
@@ -210,20 +210,20 @@ def test_constants_are_those_of_grown_chains() -> None:
     assert ((target.std(0) > 0.4) & (target.std(0) < 2.5)).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------- descriptors
+# ------------------------------------------------------------------------------------------------------------ descriptors and levels
 
 
-def test_loss_of_descriptors_is_that_of_a_loop_in_float64_and_leaves_out_what_is_missing(batch: Batch) -> None:
+@pytest.mark.parametrize("name", ["descriptors", "levels"])
+def test_loss_of_a_target_is_that_of_a_loop_in_float64_and_leaves_out_what_is_missing(batch: Batch, name: str) -> None:
     model = model_of("torsional", "torsion", **WEIGHTS)
     width = model.width.even
     views = torch.randn(3, batch.num_chains, width, generator=rng())
-    assert batch.descriptors is not None
-    target = batch.descriptors.clone()
-    assert target.isfinite().all()
+    target = getattr(batch, name).clone()
+    assert target.isfinite().any(1).all()
     target[1, 3:] = torch.nan
     target[4] = torch.nan
-    found = model.auxiliary.descriptors(*views, target).detach()
-    layers = [(layer.weight.detach().double(), layer.bias.detach().double()) for layer in model.auxiliary.descriptors_out]
+    found = getattr(model.auxiliary, name)(views, target).detach()
+    layers = [(layer.weight.detach().double(), layer.bias.detach().double()) for layer in getattr(model.auxiliary, f"{name}_out")]
     for b in range(batch.num_chains):
         values = []
         for (weight, bias), view in zip(layers, views.double(), strict=True):
@@ -234,9 +234,17 @@ def test_loss_of_descriptors_is_that_of_a_loop_in_float64_and_leaves_out_what_is
     assert float(found[4]) == 0.0
 
 
-def test_a_batch_that_was_read_without_descriptors_is_no_silent_success(batch: Batch) -> None:
-    with pytest.raises(AssertionError, match="read without them"):
-        fresh(descriptor_weight=0.1).loss(replace(batch, descriptors=None), rng())
+@pytest.mark.parametrize(("name", "weight"), [("descriptors", "descriptor_weight"), ("levels", "level_weight")])
+def test_a_batch_that_was_read_without_targets_is_no_silent_success(batch: Batch, name: str, weight: str) -> None:
+    with pytest.raises(AssertionError, match=f"{name} are learned, but the batch was read without them"):
+        fresh(**{weight: 0.1}).loss(replace(batch, **{name: None}), rng())
+
+
+def test_an_objective_says_what_is_to_be_read_for_it() -> None:
+    assert PolyConFMConfig().targets == ()
+    assert PolyConFMConfig(level_weight=0.1).targets == ("levels",)
+    assert PolyConFMConfig(**WEIGHTS).targets == ("descriptors", "levels")
+    assert PolyConFMConfig(**WEIGHTS, phase="orientation").targets == ()
 
 
 # ------------------------------------------------------------------------------------------------------------------ in the objective

@@ -4,6 +4,7 @@
     agreement   1-D, 2-D, 3-D   which of the micro-batch's polymers another view shows
     statistics  trunk   size and stiffness of the chain, and size of its repeat unit, from its embedding
     descriptors 1-D, 2-D, trunk   RDKit descriptors of the repeat unit from each
+    levels      1-D, 2-D, trunk   tight-binding levels of the infinite chain from each
 
 Each is added to the loss with a weight of its own. With weight 0 it is not computed and has no parameter. Nothing here is used by sampling
 or by `embed`; the output layers stay in checkpoints, released ones too, so that pretraining can go on from them.
@@ -12,12 +13,13 @@ or by `embed`; the output layers stay in checkpoints, released ones too, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_shards.chem import descriptors
+from data_shards.chem import descriptors, levels
 from foundation.batch import ATOM_FEATURES, Batch, Condition, dense_mask, to_dense
 from foundation.encoders.sequence import VOCABULARY, SequenceEncoder
 from foundation.geometry.assembly import NBR0, STAR0, STAR1, condition_layout
@@ -52,6 +54,8 @@ class Auxiliary(nn.Module):
             self.statistics_out = _zero(nn.Linear(width.even, len(MEANS)))
         if config.descriptor_weight:
             self.descriptors_out = nn.ModuleList(_zero(nn.Linear(width.even, len(descriptors.table()[0]))) for _ in range(3))
+        if config.level_weight:
+            self.levels_out = nn.ModuleList(_zero(nn.Linear(width.even, len(levels.LEVELS))) for _ in range(3))
 
     def tokens(self, encoder: SequenceEncoder, condition: Condition, rng: torch.Generator) -> Tensor:
         """(B,) nat, cross-entropy of hidden tokens, mean over those of a chain; the encoder runs once more, with them hidden.
@@ -92,21 +96,29 @@ class Auxiliary(nn.Module):
         error = torch.where(exists, predicted - target.nan_to_num(), 0.0).square()
         return error.sum(1) / exists.sum(1)
 
-    def descriptors(self, sequence: Tensor, graph: Tensor, context: Tensor, target: Tensor | None) -> Tensor:
+    def descriptors(self, views: Sequence[Tensor], target: Tensor | None) -> Tensor:
         """(B,) Huber loss of standardised descriptors, read linearly from each view; mean over views and over those that exist.
 
         Args:
-            sequence, graph, context: (B, D) of each chain: its strings, its unit graph, the mean of its units in the trunk.
+            views: three of (B, D), of each chain: its strings, its unit graph, the mean of its units in the trunk.
             target: (B, F) of data_shards.chem.descriptors, NaN where there is none.
 
         Source: Fabian et al., MolBERT, arXiv 2011.13230, the physico-chemical task. Differs: Huber instead of squared error, three views.
         """
-        assert target is not None, "descriptors are learned, but the batch was read without them (Reading.descriptors)"
-        exists = target.isfinite()
-        error = torch.zeros_like(target)
-        for layer, view in zip(self.descriptors_out, (sequence, graph, context), strict=True):
-            error = error + F.smooth_l1_loss(layer(view).float(), target.nan_to_num(), reduction="none") / len(self.descriptors_out)
-        return (error * exists).sum(1) / exists.sum(1).clamp(min=1)
+        assert target is not None, "descriptors are learned, but the batch was read without them (Reading.targets)"
+        return huber_of_views(self.descriptors_out, views, target)
+
+    def levels(self, views: Sequence[Tensor], target: Tensor | None) -> Tensor:
+        """(B,) as descriptors, of standardised levels; target: (B, L) of data_shards.chem.levels, NaN where there is none."""
+        assert target is not None, "levels are learned, but the batch was read without them (Reading.targets)"
+        return huber_of_views(self.levels_out, views, target)
+
+
+def huber_of_views(layers: nn.ModuleList, views: Sequence[Tensor], target: Tensor) -> Tensor:
+    """(B,) Huber loss of (B, F) targets, each view (B, D) through its own layer; mean over views and over targets that are no NaN."""
+    exists, wanted = target.isfinite(), target.nan_to_num()
+    errors = [F.smooth_l1_loss(layer(view).float(), wanted, reduction="none") for layer, view in zip(layers, views, strict=True)]
+    return (torch.stack(errors).mean(0) * exists).sum(1) / exists.sum(1).clamp(min=1)
 
 
 def chain_mean(unit: Tensor, batch: Condition) -> Tensor:

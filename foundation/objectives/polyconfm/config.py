@@ -29,7 +29,7 @@ class PolyConFMConfig(BaseModel):
     )
     # fields that runs of before their time do not name, and what those did
     WHERE_ABSENT: ClassVar[Mapping[str, float]] = dict.fromkeys(
-        ("token_weight", "agreement_weight", "statistics_weight", "descriptor_weight"), 0.0
+        ("token_weight", "agreement_weight", "statistics_weight", "descriptor_weight", "level_weight"), 0.0
     )
 
     name: Literal["polyconfm"] = "polyconfm"
@@ -53,6 +53,7 @@ class PolyConFMConfig(BaseModel):
     agreement_weight: float = Field(0.0, ge=0, description="weight of the agreement of the 1-D, 2-D and 3-D views of a chain; 0 = off")
     statistics_weight: float = Field(0.0, ge=0, description="weight of size and stiffness read from the chain's embedding; 0 = off")
     descriptor_weight: float = Field(0.0, ge=0, description="weight of RDKit descriptors read from each view of a chain; 0 = off")
+    level_weight: float = Field(0.0, ge=0, description="weight of tight-binding levels read from each view of a chain; 0 = off")
     label_dropout: float = Field(0.1, ge=0, le=1, description="probability that a chain's class condition is replaced by the null class")
     full_mask_fraction: float = Field(0.1, ge=0, le=1, description="fraction of chains trained with every unit masked")
     low_mask_fraction: float = Field(0.2, ge=0, le=1, description="fraction of chains trained with 15 to 50 % of units masked")
@@ -88,9 +89,10 @@ class PolyConFMConfig(BaseModel):
         return WINDOW if self.orientation_head == "torsion" or self.project_shared_bond else None
 
     @property
-    def learns_descriptors(self) -> bool:
-        """Training reads descriptors of the repeat unit."""
-        return self.descriptor_weight > 0 and self.phase != "orientation"
+    def targets(self) -> tuple[str, ...]:
+        """What training reads of the repeat unit to learn it: fields of Batch."""
+        weights = {"descriptors": self.descriptor_weight, "levels": self.level_weight}
+        return tuple(name for name, weight in weights.items() if weight > 0 and self.phase != "orientation")
 
     @classmethod
     def tiny(cls) -> Self:

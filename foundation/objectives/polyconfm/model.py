@@ -163,7 +163,7 @@ class PolyConFM(nn.Module):
             per_chain = per_chain + local
             terms["local"] = (local.sum() / has_local.sum().clamp(min=1)).detach()
         whole: Graded | None = None
-        reading = self.config.statistics_weight > 0 or self.config.descriptor_weight > 0  # terms that train the trunk on whole chains
+        reading = self.config.statistics_weight > 0 or bool(self.config.targets)  # terms that train the trunk on whole chains
         if phase != "local" or self.config.agreement_weight or reading:
             # the local loss never sees masked units; without its gradient they are encoded for others to read, not to be trained
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.orientation_stop_gradient):
@@ -198,9 +198,12 @@ class PolyConFM(nn.Module):
             found.append(("agreement", config.agreement_weight, term))
         if config.statistics_weight and whole is not None:
             found.append(("statistics", config.statistics_weight, self.auxiliary.statistics(whole.even, batch)))
-        if config.descriptor_weight and whole is not None:
-            term = self.auxiliary.descriptors(known.sequence, known.graph, chain_mean(whole.even, batch), batch.descriptors)
-            found.append(("descriptors", config.descriptor_weight, term))
+        if config.targets and whole is not None:
+            views = known.sequence, known.graph, chain_mean(whole.even, batch)
+            if config.descriptor_weight:
+                found.append(("descriptors", config.descriptor_weight, self.auxiliary.descriptors(views, batch.descriptors)))
+            if config.level_weight:
+                found.append(("levels", config.level_weight, self.auxiliary.levels(views, batch.levels)))
         return found
 
     # ------------------------------------------------------------------------------------------------------------------ sample
