@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from data_shards.console import Resumable
 from finetune.design.graphs import Graph, Graphs, collate
 from finetune.design.network import Asked, Denoiser
 from finetune.design.process import STEPS, Prior, noised
 from foundation.errors import InputError
 from foundation.train import snapshot
+from foundation.train.health import StopRequest
 
 STATE = "state.safetensors"
 Log = Callable[[int, dict[str, float]], None]
@@ -143,25 +146,30 @@ def train(
 
     Raises:
         InputError: a loss that is not finite, or a state of other settings.
+        Resumable: SIGINT or SIGTERM came, and there is a folder.
     """
     descent = Descent(denoiser, settings)
     step = _restore(folder, denoiser, descent.averaged, descent.optimiser)
     denoiser.train()
-    for number, rows in _from(step, material, settings, seed):
-        rng = np.random.default_rng([seed, 2, number])
-        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        asked = told(material, rows, settings, rng)
-        clean = collate([material.graphs[k] for k in rows])
-        t = torch.from_numpy(np.ceil(STEPS * rng.random(len(rows)) ** settings.power).clip(1, STEPS).astype(np.int64))
-        atoms, pairs = losses(denoiser, clean, asked, prior, t, noise)
-        loss = (atoms + pairs).mean()
-        if not math.isfinite(loss.item()):
-            raise InputError(f"the loss is {loss.item()} at step {number}; lower lr {settings.lr:g}")
-        descent.step(loss, number)
-        if tell is not None:
-            tell(number + 1, {"design/loss": loss.item(), "design/atoms": atoms.mean().item(), "design/pairs": pairs.mean().item()})
-        if folder is not None and ((number + 1) % settings.every == 0 or number + 1 == settings.steps):
-            _keep(folder, number + 1, denoiser, descent.averaged, descent.optimiser)
+    with StopRequest() if folder is not None else nullcontext(StopRequest()) as stop:
+        for number, rows in _from(step, material, settings, seed):
+            rng = np.random.default_rng([seed, 2, number])
+            noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            asked = told(material, rows, settings, rng)
+            clean = collate([material.graphs[k] for k in rows])
+            t = torch.from_numpy(np.ceil(STEPS * rng.random(len(rows)) ** settings.power).clip(1, STEPS).astype(np.int64))
+            atoms, pairs = losses(denoiser, clean, asked, prior, t, noise)
+            loss = (atoms + pairs).mean()
+            if not math.isfinite(loss.item()):
+                raise InputError(f"the loss is {loss.item()} at step {number}; lower lr {settings.lr:g}")
+            descent.step(loss, number)
+            if tell is not None:
+                tell(number + 1, {"design/loss": loss.item(), "design/atoms": atoms.mean().item(), "design/pairs": pairs.mean().item()})
+            done = number + 1
+            if folder is not None and (done % settings.every == 0 or done == settings.steps or stop.asked):
+                _keep(folder, done, denoiser, descent.averaged, descent.optimiser)
+            if stop.asked and done < settings.steps:
+                raise Resumable(f"at step {done} of {settings.steps}, whose state is written; the same command continues")
     descent.settle()
     return denoiser.eval()
 

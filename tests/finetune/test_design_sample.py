@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_shards.console import Resumable
 from data_shards.progress import Silent
 from finetune.design.drawing import Wishes, draw_polymers, draw_sizes
 from finetune.design.goals import check_reach, parse_targets, properties_of
@@ -19,7 +21,7 @@ from finetune.design.network import Asked, Denoiser, DenoiserConfig
 from finetune.design.process import Prior, noised
 from finetune.design.sample import SampleSettings, guided, place_bonds, sample, usage
 from finetune.design.saved import Generator, Known, load_generator, save_generator
-from finetune.design.train import STATE, Material, TrainSettings, order_of, told, train
+from finetune.design.train import STATE, Material, TrainSettings, order_of, step_of, told, train
 from finetune.design.wish import classes_of, fragment
 from foundation.errors import CheckpointError, InputError
 
@@ -256,6 +258,27 @@ def test_training_goes_on_where_it_was_stopped_to_the_last_bit(tmp_path: Path) -
         assert torch.equal(one, other), name
     with pytest.raises(InputError, match="another model"):
         train(network(config=replace(config, width=16)), material(2), PRIOR, settings, 7, tmp_path)
+
+
+def test_a_request_to_stop_leaves_the_state_of_the_step_before_it(tmp_path: Path) -> None:
+    config = replace(SMALL, num_properties=2, reference_width=0)
+    settings = TrainSettings(steps=9, pairs=600, warmup=4, every=100)
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Resumable, match="at step 7 of 9"):
+        train(network(config=config), material(2), PRIOR, settings, 7, tmp_path, stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert step_of(tmp_path) == 7
+    seen: list[int] = []
+    again = train(network(config=config), material(2), PRIOR, settings, 7, tmp_path, lambda step, _: seen.append(step))
+    assert seen == [8, 9]
+    whole = train(network(config=config), material(2), PRIOR, settings, 7)
+    for (name, one), (_, other) in zip(whole.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
 
 
 @pytest.mark.slow
