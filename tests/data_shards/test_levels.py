@@ -117,9 +117,7 @@ def test_order_of_gaps_is_that_of_experience() -> None:
 
 
 def test_standardised_levels_are_near_0_and_1_and_cut() -> None:
-    with (
-        files("data_shards.sources").joinpath("textbook.csv").open() as table
-    ):  # smaller units than the corpus has
+    with files("data_shards.sources").joinpath("textbook.csv").open() as table:  # smaller units than the corpus has
         units = [unit_graph(row["psmiles"]) for row in csv.DictReader(table)]
     plain, found = (np.stack([one(unit) for unit in units]) for one in (chain_levels, standardised_levels))
     assert found.dtype == np.float32
